@@ -29,13 +29,19 @@ impl ProcessService {
         set_filter: impl Fn(&str) -> Result<String, String> + Send + Sync + 'static,
         drain: impl Fn(String) + Send + Sync + 'static,
     ) -> Self {
-        Self { build, set_filter: Box::new(set_filter), drain: Box::new(drain) }
+        Self {
+            build,
+            set_filter: Box::new(set_filter),
+            drain: Box::new(drain),
+        }
     }
 }
 
 impl fmt::Debug for ProcessService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProcessService").field("build", &self.build).finish_non_exhaustive()
+        f.debug_struct("ProcessService")
+            .field("build", &self.build)
+            .finish_non_exhaustive()
     }
 }
 
@@ -57,7 +63,11 @@ impl Process for ProcessService {
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
         let reason = request.into_inner().reason;
-        (self.drain)(if reason.is_empty() { "asked over gRPC".to_owned() } else { reason });
+        (self.drain)(if reason.is_empty() {
+            "asked over gRPC".to_owned()
+        } else {
+            reason
+        });
         Ok(Response::new(DrainResponse {}))
     }
 }

@@ -1,1 +1,20 @@
-//! Doubles that speak the wire.
+//! Doubles that speak the wire on real sockets, the reference control plane, and what the scenarios share.
+//!
+//! ```text
+//!  control_plane   the server side of every contract, usable by hand (bin `reference-control-plane`)
+//!  kubernetes      a simulated Kubernetes API with a living workload (bin `simulated-kubernetes`)
+//!  relay           a TCP relay that delays, stalls and cuts
+//!  process         runs our built binaries, learns their ports, kills them
+//!  wait            `eventually`: a condition with a deadline, never a sleep
+//! ```
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "doubles are peers, not our processes: they spawn their own tasks and read the wall clock"
+)]
+
+pub mod control_plane;
+pub mod kubernetes;
+pub mod process;
+pub mod relay;
+pub mod wait;
