@@ -3,6 +3,8 @@
 //! ```text
 //!  control_plane   the server side of every contract, usable by hand (bin `reference-control-plane`)
 //!  kubernetes      a simulated Kubernetes API with a living workload (bin `simulated-kubernetes`)
+//!  otlp            a receiver of spans
+//!  pod             our three processes side by side
 //!  relay           a TCP relay that delays, stalls and cuts
 //!  process         runs our built binaries, learns their ports, kills them
 //!  wait            `eventually`: a condition with a deadline, never a sleep
@@ -15,6 +17,8 @@
 
 pub mod control_plane;
 pub mod kubernetes;
+pub mod otlp;
+pub mod pod;
 pub mod process;
 pub mod relay;
 pub mod wait;
