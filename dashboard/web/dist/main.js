@@ -1,0 +1,117 @@
+// The life of the page: sign in, follow, show, and say when the connection is lost.
+import { act, follow, signIn, signOut } from "./api.js";
+import { patch } from "./dom.js";
+import { containerState, page, problems, unknownText } from "./render.js";
+import { words } from "./format.js";
+function find(id, kind) {
+    const element = document.getElementById(id);
+    if (!(element instanceof kind))
+        throw new Error(`the page has no #${id}`);
+    return element;
+}
+const body = document.body;
+const live = find("live", HTMLElement);
+const connection = find("connection", HTMLElement);
+const announce = find("announce", HTMLElement);
+const outcome = find("outcome", HTMLElement);
+const cluster = find("cluster", HTMLElement);
+const form = find("sign-in", HTMLFormElement);
+const field = find("token", HTMLInputElement);
+const refusal = find("refusal", HTMLElement);
+const leave = find("sign-out", HTMLButtonElement);
+let latest = null;
+// What to add to this browser's clock to get the agent's.
+let clockOffset = 0;
+let spoken = "";
+let stop = () => undefined;
+function show(view) {
+    body.dataset["view"] = view;
+    if (view === "sign-in")
+        field.focus();
+}
+function setConnection(state, sentence) {
+    connection.dataset["state"] = state;
+    if (connection.textContent !== sentence)
+        connection.textContent = sentence;
+}
+function draw() {
+    if (latest === null)
+        return;
+    const now = Date.now() + clockOffset;
+    const tree = page(latest, now);
+    patch(live, tree);
+    const wrong = problems(latest, now).length;
+    const name = latest.agent.cluster_name || "PipeOps agent";
+    cluster.textContent = name;
+    document.title = wrong === 0 ? name : `(${wrong}) ${name}`;
+    speak(latest, now);
+}
+// Screen readers hear changes of state, not every tick of a clock.
+function speak(snapshot, now) {
+    const states = snapshot.containers.map((container) => {
+        const [state] = containerState(container);
+        return [container.name + state, `${container.name} ${state === "unknown" ? unknownText(container, now) : words(state)}`];
+    });
+    const key = snapshot.agent.phase + states.map(([part]) => part).join();
+    if (key === spoken)
+        return;
+    if (spoken !== "")
+        announce.textContent = `${snapshot.agent.phase}. ${states.map(([, sentence]) => sentence).join(". ")}`;
+    spoken = key;
+}
+function start() {
+    stop();
+    stop = follow({
+        snapshot(snapshot) {
+            latest = snapshot;
+            clockOffset = snapshot.now - Date.now();
+            setConnection("live", "live");
+            show("live");
+            draw();
+        },
+        lost() {
+            setConnection("lost", "connection lost, retrying");
+        },
+        signedOut() {
+            stop();
+            latest = null;
+            patch(live, []);
+            cluster.textContent = "";
+            setConnection("lost", "signed out");
+            show("sign-in");
+        },
+    });
+}
+form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    refusal.textContent = "";
+    void signIn(field.value.trim()).then((why) => {
+        if (why === null) {
+            field.value = "";
+            start();
+        }
+        else {
+            refusal.textContent = why;
+            field.select();
+        }
+    });
+});
+leave.addEventListener("click", () => {
+    void signOut().finally(start);
+});
+live.addEventListener("click", (event) => {
+    const target = event.target;
+    if (!(target instanceof HTMLButtonElement))
+        return;
+    const action = target.dataset["action"];
+    if (action === undefined)
+        return;
+    const label = target.textContent ?? action;
+    outcome.textContent = `${label} …`;
+    void act(action).then((sentence) => {
+        outcome.textContent = `${label}: ${sentence}`;
+    });
+});
+// Ages grow while nothing arrives; after an outage they must not pretend to be fresh, so they keep counting.
+window.setInterval(draw, 1000);
+start();
