@@ -7,7 +7,7 @@
     reason = "an example to be read and typed at"
 )]
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -21,14 +21,19 @@ const NAMES: [&str; 3] = ["agent-core", "tunnel-sidecar", "k8s-proxy"];
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> std::io::Result<()> {
-    let dead = Arc::new(Mutex::new(BTreeSet::new()));
+    let dead = Arc::new(Mutex::new(BTreeMap::new()));
     let (feed, snapshots) = feed(Snapshot::default());
     let page = Page::new(snapshots, |token| token == "example-token")
         .action(Action::Heartbeat, || async { Ok("accepted in 12 ms".to_owned()) })
         .action(Action::Reconnect, || async {
             Err("the tunnel is up; nothing to do".to_owned())
         });
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    // A port may be given, to stand in for an agent that restarts.
+    let port = std::env::args()
+        .nth(1)
+        .and_then(|port| port.parse().ok())
+        .unwrap_or(0_u16);
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
     println!("http://{}/dashboard token: example-token", listener.local_addr()?);
 
     let commands = Arc::clone(&dead);
@@ -36,9 +41,9 @@ async fn main() -> std::io::Result<()> {
         for line in std::io::stdin().lock().lines().map_while(Result::ok) {
             let mut dead = commands.lock().unwrap_or_else(PoisonError::into_inner);
             match line.split_once(' ') {
-                Some(("kill", name)) => dead.insert(name.to_owned()),
+                Some(("kill", name)) => dead.insert(name.to_owned(), SystemTime::now().into()),
                 Some(("start", name)) => dead.remove(name),
-                Some(_) | None => false,
+                Some(_) | None => None,
             };
         }
     });
@@ -53,10 +58,11 @@ async fn main() -> std::io::Result<()> {
     axum::serve(listener, router(page)).await
 }
 
-fn snapshot(started: SystemTime, tick: u64, dead: &BTreeSet<String>) -> Snapshot {
+fn snapshot(started: SystemTime, tick: u64, dead: &BTreeMap<String, At>) -> Snapshot {
     let now = At::from(SystemTime::now());
     let container = |name: &str| {
-        let known = !dead.contains(name);
+        let unknown_since = dead.get(name).copied();
+        let known = unknown_since.is_none();
         let condition = |name: &str, status| Condition {
             name: name.into(),
             status,
@@ -66,8 +72,8 @@ fn snapshot(started: SystemTime, tick: u64, dead: &BTreeSet<String>) -> Snapshot
         Container {
             name: name.into(),
             known,
-            unknown_since: (!known).then_some(now),
-            last_report: Some(now),
+            unknown_since,
+            last_report: unknown_since.or(Some(now)),
             ready: known,
             conditions: vec![
                 condition("Serving", Status::True),
@@ -77,16 +83,20 @@ fn snapshot(started: SystemTime, tick: u64, dead: &BTreeSet<String>) -> Snapshot
             version: env!("CARGO_PKG_VERSION").into(),
         }
     };
-    let beat = |back: u64| Heartbeat {
-        at: At(now.0.saturating_sub(back * 5000)),
-        accepted: (tick / 20 + back) % 13 != 0,
-        status: if (tick / 20 + back) % 13 == 0 { 0 } else { 200 },
-        ms: u32::try_from(12 + (tick / 20 + back) * 7 % 40).unwrap_or(0),
-        error: if (tick / 20 + back) % 13 == 0 {
-            "timed out after 5 s".into()
-        } else {
-            "".into()
-        },
+    let beat = |back: u64| {
+        let number = 60 + tick / 20 - back;
+        let accepted = !number.is_multiple_of(13);
+        Heartbeat {
+            at: At(At::from(started).0 + number * 5000 - 300_000),
+            accepted,
+            status: if accepted { 200 } else { 0 },
+            ms: u32::try_from(12 + number * 7 % 40).unwrap_or(0),
+            error: if accepted {
+                "".into()
+            } else {
+                "timed out after 5 s".into()
+            },
+        }
     };
     let forward = |name: &str, port, target: &str, dials: &str| Forward {
         name: name.into(),

@@ -77,7 +77,7 @@ function start() {
             latest = null;
             patch(live, []);
             cluster.textContent = "";
-            setConnection("lost", "signed out");
+            setConnection("lost", "not signed in");
             show("sign-in");
         },
     });

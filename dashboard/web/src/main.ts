@@ -81,7 +81,7 @@ function start(): void {
       latest = null;
       patch(live, []);
       cluster.textContent = "";
-      setConnection("lost", "signed out");
+      setConnection("lost", "not signed in");
       show("sign-in");
     },
   });
