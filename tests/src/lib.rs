@@ -17,8 +17,11 @@
 
 pub mod control_plane;
 pub mod kubernetes;
+pub mod lab;
 pub mod otlp;
+pub mod peers;
 pub mod pod;
 pub mod process;
 pub mod relay;
+pub mod scenarios;
 pub mod wait;

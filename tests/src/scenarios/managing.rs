@@ -1,0 +1,101 @@
+//! What a person far away does: kubectl through the front, bytes through the forwards, one trace.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::observer::{front_client, through_forward};
+use crate::{
+    control_plane::ControlPlaneConfig,
+    lab::{Cluster, Lab, TOKEN},
+    otlp::Receiver,
+    pod::Part,
+    wait::eventually,
+};
+
+/// `kubectl get`, `apply`, `get -w` and `delete` through the front, and a byte through each forward.
+///
+/// # Errors
+/// When one of them fails.
+pub async fn from_far_away(cluster: Cluster) -> Result<()> {
+    let (lab, id) = Lab::running(cluster).await?;
+    let namespaces = lab.kubectl(&id, &["get", "namespaces", "-o", "name"]).await?;
+    ensure!(namespaces.contains("namespace/default"), "{namespaces}");
+    let file = lab.dir().join("settings.yaml");
+    std::fs::write(&file, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: far-away, namespace: default}\ndata: {a: '1'}\n")?;
+    let path = file.display().to_string();
+    lab.kubectl(&id, &["apply", "--validate=false", "-f", &path]).await?;
+    let get = ["get", "configmap", "far-away", "-n", "default", "-o", "jsonpath={.data.a}"];
+    ensure!(lab.kubectl(&id, &get).await? == "1");
+    let watch = ["get", "configmaps", "-n", "default", "-w", "-o", "name", "--request-timeout=5s"];
+    let watched = lab.kubectl(&id, &watch).await.unwrap_or_else(|error| error.to_string());
+    ensure!(watched.contains("configmap/far-away"), "{watched}");
+    lab.kubectl(&id, &["delete", "configmap", "far-away", "-n", "default"]).await?;
+    ensure!(lab.kubectl(&id, &get).await.is_err(), "deleted means gone");
+    for forward in ["kubernetes-api", "k8s-proxy", "agent-http"] {
+        let (text, took) = eventually(forward, || async {
+            through_forward(&lab.control_plane, &id, forward).await.ok()
+        })
+        .await;
+        ensure!(!text.is_empty());
+        println!("forward {forward}: a byte there and back after {took:?}");
+    }
+    let beat = lab.control_plane.wait_heartbeats(&id, 1).await;
+    ensure!(beat.body["status"] == "active", "{}", beat.body);
+    let (counted, _) = eventually("node and pod counts in a heartbeat", || async {
+        let beat = lab.control_plane.heartbeats(&id).pop()?;
+        beat.body["metadata"]["k8s_nodes"].as_u64().filter(|nodes| *nodes > 0)
+    })
+    .await;
+    println!("heartbeats tell of {counted} nodes");
+    if let Ok(simulation) = lab.cluster.simulation() {
+        let full = simulation.requests().find(|request| {
+            request.path == "/api/v1/pods"
+                && request.verb == "list"
+                && request.user.contains("admin")
+                && !request.query.contains("limit=1")
+                && request.header("user-agent").is_some_and(|agent| agent.contains("agent-core"))
+        });
+        ensure!(full.is_empty(), "a full pod list was asked for: {full:?}");
+    }
+    Ok(())
+}
+
+/// One trace: a request at the front with `traceparent` yields spans of k8s-proxy that join the caller's trace, and
+/// the apiserver receives the header.
+///
+/// # Errors
+/// When a span is missing.
+pub async fn one_trace(cluster: Cluster) -> Result<()> {
+    let receiver = Receiver::start().await?;
+    let endpoint = receiver.endpoint();
+    let mut lab = Lab::with(cluster, ControlPlaneConfig::new(TOKEN), |pod| {
+        pod.env(Part::Proxy, "OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+    })
+    .await?;
+    let id = lab.start().await?;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let url = format!("{}/api/v1/namespaces/default/configmaps", lab.control_plane.front_url(&id));
+    let request = front_client(&lab.control_plane)?
+        .get(url)
+        .bearer_auth(lab.control_plane.front_token())
+        .header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"));
+    ensure!(request.send().await?.status().is_success());
+    let (spans, took) = eventually("spans that join the trace", || async {
+        Some(receiver.trace(trace)).filter(|spans| spans.iter().any(|span| span.service == "k8s-proxy"))
+    })
+    .await;
+    println!("trace {trace}: {:?} after {took:?}", spans.iter().map(|span| &span.name).collect::<Vec<_>>());
+    if let Ok(simulation) = lab.cluster.simulation() {
+        let received = simulation.requests().find(|request| request.path.ends_with("/configmaps"));
+        let header = received.last().and_then(|request| request.header("traceparent")).context("no traceparent")?;
+        ensure!(header.contains(trace), "the apiserver received {header}");
+        let parent = header.split('-').nth(2).unwrap_or_default();
+        ensure!(spans.iter().any(|span| span.span_id == parent), "{header} names no span of ours: {spans:?}");
+    }
+    Ok(())
+}
+
+/// The body of a heartbeat's `agent.containers` entry of one part.
+pub fn container<'a>(heartbeat: &'a Value, part: Part) -> Option<&'a Value> {
+    heartbeat["agent"]["containers"].as_array()?.iter().find(|container| container["name"] == part.name())
+}

@@ -1,0 +1,9 @@
+//! What must hold, as functions over a [`Lab`](crate::lab::Lab): the same list runs against the simulated cluster
+//! and against the real one.
+
+pub mod identity;
+pub mod kill;
+pub mod managing;
+pub mod observer;
+pub mod start;
+pub mod watches;
