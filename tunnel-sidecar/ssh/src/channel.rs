@@ -1,0 +1,431 @@
+//! The table of channels: numbers, windows, queues, and who has closed what. Pure: messages in, messages and events out.
+//!
+//! What a chisel server punishes with the end of the session is impossible by construction here: nothing is sent for a channel after our CLOSE, CLOSE is
+//! sent once, and a number is free again only when both sides have closed and the consumer is gone.
+
+mod slot;
+
+use crate::{
+    error::ProtocolError,
+    fault::printable,
+    msg,
+    wire::{Put, Reader},
+};
+use slot::Slot;
+use std::collections::VecDeque;
+
+/// The largest data message in either direction; the server aborts the session above it.
+pub(crate) const MAX_DATA: u32 = 32 * 1024;
+/// The only channel type chisel has.
+const CHANNEL_TYPE: &[u8] = b"chisel";
+/// A target is `host:port`; names end at 255 bytes, so this is generous.
+const MAX_TARGET: usize = 1024;
+/// A new channel gets at least this window, however little is left of the budget.
+const LEAST_WINDOW: u32 = 64 * 1024;
+/// A new channel takes at most this part of what is left of the budget.
+const BUDGET_SHARE: usize = 16;
+
+/// Sizes a table keeps to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TableLimits {
+    pub(crate) initial_window: u32,
+    pub(crate) max_window: u32,
+    /// For the windows of all channels together.
+    pub(crate) budget: usize,
+    pub(crate) max_channels: usize,
+    /// Opens nobody has decided on.
+    pub(crate) backlog: usize,
+}
+
+/// Why an open is refused (RFC 4254 section 5.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RejectReason {
+    /// Not allowed.
+    Prohibited,
+    /// The target could not be reached.
+    ConnectFailed,
+    /// Not a channel type we know.
+    UnknownType,
+    /// Too many at once.
+    ResourceShortage,
+}
+
+impl RejectReason {
+    fn code(self) -> u32 {
+        match self {
+            Self::Prohibited => 1,
+            Self::ConnectFailed => 2,
+            Self::UnknownType => 3,
+            Self::ResourceShortage => 4,
+        }
+    }
+}
+
+/// An open of the server, to be accepted or rejected once.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Open {
+    peer: u32,
+    window: u32,
+    max_data: u32,
+    pub(crate) target: String,
+}
+
+/// What a consumer should look at again.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum ChannelEvent {
+    Opened(Open),
+    Readable(u32),
+    Writable(u32),
+    /// The server closed: reads end after what is queued, writes fail.
+    Closed(u32),
+}
+
+/// What a read finds.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Read {
+    Data(usize),
+    Pending,
+    End,
+}
+
+/// What a writer may send.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Allowance {
+    /// This many bytes, to this channel of the peer.
+    Bytes { peer: u32, limit: usize },
+    /// Nothing until the peer credits more.
+    Wait,
+    /// Nothing ever again.
+    Closed,
+}
+
+#[derive(Debug)]
+pub(crate) struct Table {
+    limits: TableLimits,
+    slots: Vec<Option<Slot>>,
+    open: usize,
+    undecided: usize,
+    /// Sum of the windows given to channels: nothing can make us hold more than this.
+    committed: usize,
+    queued: usize,
+    /// Messages to send, in order.
+    outgoing: VecDeque<Vec<u8>>,
+    events: VecDeque<ChannelEvent>,
+}
+
+impl Table {
+    pub(crate) fn new(limits: TableLimits) -> Self {
+        Self {
+            limits,
+            slots: Vec::new(),
+            open: 0,
+            undecided: 0,
+            committed: 0,
+            queued: 0,
+            outgoing: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn next_outgoing(&mut self) -> Option<Vec<u8>> {
+        self.outgoing.pop_front()
+    }
+
+    pub(crate) fn next_event(&mut self) -> Option<ChannelEvent> {
+        self.events.pop_front()
+    }
+
+    pub(crate) fn open_channels(&self) -> usize {
+        self.open
+    }
+
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.queued
+    }
+
+    fn slot(&mut self, id: u32) -> Option<&mut Slot> {
+        self.slots.get_mut(usize::try_from(id).ok()?)?.as_mut()
+    }
+
+    // ----- what the server says
+
+    /// Takes a channel message, number included.
+    pub(crate) fn receive(&mut self, payload: &[u8]) -> Result<(), ProtocolError> {
+        let mut reader = Reader::new(payload);
+        let number = reader.u8()?;
+        if number == msg::CHANNEL_OPEN {
+            return self.on_open(reader);
+        }
+        let id = reader.u32()?;
+        let slot = self.slot(id).ok_or(ProtocolError::NoSuchChannel(id))?;
+        if slot.peer_closed {
+            return Err(ProtocolError::AfterClose(id));
+        }
+        match number {
+            msg::CHANNEL_DATA => {
+                let data = reader.string()?;
+                reader.finish()?;
+                self.on_data(id, data, true)
+            }
+            msg::CHANNEL_EXTENDED_DATA => {
+                reader.u32()?;
+                let data = reader.string()?;
+                reader.finish()?;
+                self.on_data(id, data, false)
+            }
+            msg::CHANNEL_WINDOW_ADJUST => {
+                let credit = reader.u32()?;
+                reader.finish()?;
+                let window = slot.send_window.checked_add(credit).ok_or(ProtocolError::WindowOverflow(id))?;
+                slot.send_window = window;
+                self.events.push_back(ChannelEvent::Writable(id));
+                Ok(())
+            }
+            msg::CHANNEL_EOF => {
+                reader.finish()?;
+                slot.peer_eof = true;
+                self.events.push_back(ChannelEvent::Readable(id));
+                Ok(())
+            }
+            msg::CHANNEL_CLOSE => {
+                reader.finish()?;
+                slot.peer_closed = true;
+                self.send_close(id);
+                self.events.push_back(ChannelEvent::Closed(id));
+                self.free_if_done(id);
+                Ok(())
+            }
+            msg::CHANNEL_REQUEST => {
+                reader.string()?;
+                let (want_reply, peer, closed) = (reader.bool()?, slot.peer, slot.we_closed);
+                if want_reply && !closed {
+                    self.outgoing.push_back(numbered(msg::CHANNEL_FAILURE, peer));
+                }
+                Ok(())
+            }
+            // Confirmations of opens and answers to requests: we make neither.
+            number => Err(ProtocolError::Unexpected { number, during: "the session" }),
+        }
+    }
+
+    fn on_open(&mut self, mut reader: Reader<'_>) -> Result<(), ProtocolError> {
+        let kind = reader.string()?;
+        let (peer, window, max_data) = (reader.u32()?, reader.u32()?, reader.u32()?);
+        let refuse = |reason, text| Self::rejection(peer, reason, text);
+        let target = std::str::from_utf8(reader.rest()).ok().filter(|text| text.len() <= MAX_TARGET);
+        let refusal = if kind != CHANNEL_TYPE {
+            Some(refuse(RejectReason::UnknownType, &format!("unknown channel type {}", printable(kind))))
+        } else if self.undecided >= self.limits.backlog
+            || self.open + self.undecided >= self.limits.max_channels
+        {
+            Some(refuse(RejectReason::ResourceShortage, "too many channels"))
+        } else if max_data == 0 {
+            Some(refuse(RejectReason::ConnectFailed, "a packet size of zero"))
+        } else if target.is_none_or(|text| text.contains(char::is_control)) {
+            Some(refuse(RejectReason::ConnectFailed, "the target is no host and port"))
+        } else {
+            None
+        };
+        match (refusal, target) {
+            (None, Some(target)) => {
+                self.undecided += 1;
+                let open = Open { peer, window, max_data: max_data.min(MAX_DATA), target: target.to_owned() };
+                self.events.push_back(ChannelEvent::Opened(open));
+            }
+            (refusal, _) => self.outgoing.extend(refusal),
+        }
+        Ok(())
+    }
+
+    fn on_data(&mut self, id: u32, data: &[u8], keep: bool) -> Result<(), ProtocolError> {
+        let Some(slot) = self.slot(id) else { return Err(ProtocolError::NoSuchChannel(id)) };
+        if slot.peer_eof {
+            return Err(ProtocolError::AfterClose(id));
+        }
+        let length = u32::try_from(data.len()).ok().filter(|length| *length <= MAX_DATA);
+        let length = length.ok_or(ProtocolError::DataTooLong(id))?;
+        slot.granted = slot.granted.checked_sub(length).ok_or(ProtocolError::WindowExceeded(id))?;
+        if slot.released {
+            return Ok(());
+        }
+        if !keep {
+            self.consumed(id, length);
+            return Ok(());
+        }
+        let was_empty = slot.queue.is_empty();
+        slot.queue.extend_from_slice(data);
+        self.queued += data.len();
+        if was_empty && !data.is_empty() {
+            self.events.push_back(ChannelEvent::Readable(id));
+        }
+        Ok(())
+    }
+
+    // ----- what the consumers do
+
+    /// Confirms an open; returns our number for the channel.
+    pub(crate) fn accept(&mut self, open: &Open) -> u32 {
+        self.undecided = self.undecided.saturating_sub(1);
+        let left = self.limits.budget.saturating_sub(self.committed) / BUDGET_SHARE;
+        let share = u32::try_from(left).unwrap_or(u32::MAX);
+        let window = self.limits.initial_window.min(share.max(LEAST_WINDOW));
+        let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
+        let slot = Some(Slot::new(open.peer, open.window, open.max_data, window));
+        match self.slots.get_mut(free) {
+            Some(place) => *place = slot,
+            None => self.slots.push(slot),
+        }
+        self.open += 1;
+        self.committed += window as usize;
+        // The count of channels is limited far below 2^32.
+        let id = u32::try_from(free).unwrap_or(u32::MAX);
+        let mut message = numbered(msg::CHANNEL_OPEN_CONFIRMATION, open.peer);
+        message.put_u32(id);
+        message.put_u32(window);
+        message.put_u32(MAX_DATA);
+        self.outgoing.push_back(message);
+        id
+    }
+
+    /// Refuses an open.
+    pub(crate) fn reject(&mut self, open: &Open, reason: RejectReason, text: &str) {
+        self.undecided = self.undecided.saturating_sub(1);
+        self.outgoing.push_back(Self::rejection(open.peer, reason, text));
+    }
+
+    fn rejection(peer: u32, reason: RejectReason, text: &str) -> Vec<u8> {
+        let mut message = numbered(msg::CHANNEL_OPEN_FAILURE, peer);
+        message.put_u32(reason.code());
+        message.put_string(text.as_bytes());
+        message.put_string(b"en");
+        message
+    }
+
+    /// Takes queued bytes into `out` and credits them.
+    pub(crate) fn read(&mut self, id: u32, out: &mut [u8]) -> Read {
+        let Some(slot) = self.slot(id) else { return Read::End };
+        if slot.queue.is_empty() {
+            return if slot.peer_closed || slot.peer_eof { Read::End } else { Read::Pending };
+        }
+        let n = slot.take(out);
+        self.queued = self.queued.saturating_sub(n);
+        self.consumed(id, u32::try_from(n).unwrap_or(u32::MAX));
+        Read::Data(n)
+    }
+
+    /// Gives window back, in steps of an eighth: often enough for long round trips, rare enough to cost nothing.
+    fn consumed(&mut self, id: u32, n: u32) {
+        let Some(slot) = self.slot(id) else { return };
+        slot.uncredited = slot.uncredited.saturating_add(n);
+        if slot.uncredited < slot.target / 8 || slot.we_closed || slot.peer_closed || slot.peer_eof {
+            return;
+        }
+        let credit = std::mem::take(&mut slot.uncredited);
+        slot.granted = slot.granted.saturating_add(credit);
+        let mut message = numbered(msg::CHANNEL_WINDOW_ADJUST, slot.peer);
+        message.put_u32(credit);
+        self.outgoing.push_back(message);
+    }
+
+    /// How much may be sent in one data message.
+    pub(crate) fn allowance(&mut self, id: u32) -> Allowance {
+        match self.slot(id) {
+            None => Allowance::Closed,
+            Some(slot) if slot.peer_closed || slot.we_closed => Allowance::Closed,
+            Some(slot) if slot.send_window == 0 => Allowance::Wait,
+            Some(slot) => Allowance::Bytes {
+                peer: slot.peer,
+                limit: slot.send_window.min(slot.max_data) as usize,
+            },
+        }
+    }
+
+    /// `n` bytes of the allowance were sent.
+    pub(crate) fn sent(&mut self, id: u32, n: usize) {
+        if let Some(slot) = self.slot(id) {
+            slot.send_window = slot.send_window.saturating_sub(u32::try_from(n).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// Our side is done: CLOSE, once. What the server sent until its own CLOSE can still be read.
+    pub(crate) fn close(&mut self, id: u32) {
+        self.send_close(id);
+        self.free_if_done(id);
+    }
+
+    /// The consumer is gone: CLOSE if not yet sent; what is queued or still comes is thrown away.
+    pub(crate) fn release(&mut self, id: u32) {
+        let Some(slot) = self.slot(id) else { return };
+        slot.released = true;
+        let dropped = slot.queue.len();
+        slot.queue.clear();
+        self.queued = self.queued.saturating_sub(dropped);
+        self.close(id);
+    }
+
+    fn send_close(&mut self, id: u32) {
+        let Some(slot) = self.slot(id) else { return };
+        if !slot.we_closed {
+            slot.we_closed = true;
+            let message = numbered(msg::CHANNEL_CLOSE, slot.peer);
+            self.outgoing.push_back(message);
+        }
+    }
+
+    fn free_if_done(&mut self, id: u32) {
+        let done = |slot: &&mut Slot| slot.we_closed && slot.peer_closed && slot.released;
+        let Some(window) = self.slot(id).filter(done).map(|slot| slot.target) else { return };
+        if let Some(place) = usize::try_from(id).ok().and_then(|id| self.slots.get_mut(id)) {
+            *place = None;
+        }
+        self.open = self.open.saturating_sub(1);
+        self.committed = self.committed.saturating_sub(window as usize);
+    }
+
+    // ----- growing windows
+
+    /// Starts counting what each channel consumes, for [`Table::probe_done`].
+    pub(crate) fn probe_start(&mut self) {
+        for slot in self.slots.iter_mut().flatten() {
+            slot.consumed_at_probe = slot.consumed;
+        }
+    }
+
+    /// A round trip has passed since [`Table::probe_start`]. A channel that consumed most of its window in it is limited by that window and not by its
+    /// consumer, if nothing is queued: its window doubles. Returns whether one grew.
+    pub(crate) fn probe_done(&mut self) -> bool {
+        let mut spare = self.limits.budget.saturating_sub(self.committed) / 2;
+        let max = self.limits.max_window;
+        let mut grew = 0;
+        for slot in self.slots.iter_mut().flatten() {
+            let consumed = slot.consumed.saturating_sub(slot.consumed_at_probe);
+            let limited = consumed >= u64::from(slot.target) / 3 * 2 && slot.queue.is_empty();
+            if !limited || slot.we_closed || slot.peer_closed || slot.peer_eof {
+                continue;
+            }
+            let growth = slot.target.min(max.saturating_sub(slot.target));
+            if growth == 0 || growth as usize > spare {
+                continue;
+            }
+            spare -= growth as usize;
+            grew += growth as usize;
+            slot.target += growth;
+            let credit = growth + std::mem::take(&mut slot.uncredited);
+            slot.granted = slot.granted.saturating_add(credit);
+            let mut message = numbered(msg::CHANNEL_WINDOW_ADJUST, slot.peer);
+            message.put_u32(credit);
+            self.outgoing.push_back(message);
+        }
+        self.committed += grew;
+        grew > 0
+    }
+}
+
+/// A message for a channel of the peer.
+fn numbered(number: u8, peer: u32) -> Vec<u8> {
+    let mut message = vec![number];
+    message.put_u32(peer);
+    message
+}
+
+

@@ -1,0 +1,64 @@
+//! One channel.
+
+use bytes::{Buf, BytesMut};
+
+/// `granted + queue + uncredited` is `target`, for as long as both sides are open.
+#[derive(Debug)]
+pub(super) struct Slot {
+    /// The peer's number.
+    pub(super) peer: u32,
+    /// What we may send.
+    pub(super) send_window: u32,
+    /// In one message.
+    pub(super) max_data: u32,
+    /// What the peer may send.
+    pub(super) granted: u32,
+    /// Consumed, but not given back yet.
+    pub(super) uncredited: u32,
+    /// The window we want the peer to have.
+    pub(super) target: u32,
+    /// Received, not consumed. Its memory is given back whenever it runs empty.
+    pub(super) queue: BytesMut,
+    /// Total of data consumed.
+    pub(super) consumed: u64,
+    /// `consumed` at the start of the running probe.
+    pub(super) consumed_at_probe: u64,
+    pub(super) we_closed: bool,
+    pub(super) peer_eof: bool,
+    pub(super) peer_closed: bool,
+    /// The consumer is gone.
+    pub(super) released: bool,
+}
+
+impl Slot {
+    pub(super) fn new(peer: u32, send_window: u32, max_data: u32, window: u32) -> Self {
+        Self {
+            peer,
+            send_window,
+            max_data,
+            granted: window,
+            uncredited: 0,
+            target: window,
+            queue: BytesMut::new(),
+            consumed: 0,
+            consumed_at_probe: 0,
+            we_closed: false,
+            peer_eof: false,
+            peer_closed: false,
+            released: false,
+        }
+    }
+
+    /// Moves bytes from the queue to `out`.
+    pub(super) fn take(&mut self, out: &mut [u8]) -> usize {
+        let n = out.len().min(self.queue.len());
+        if let Some(out) = out.get_mut(..n) {
+            self.queue.copy_to_slice(out);
+        }
+        self.consumed += n as u64;
+        if self.queue.is_empty() {
+            self.queue = BytesMut::new();
+        }
+        n
+    }
+}

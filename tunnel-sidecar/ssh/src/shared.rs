@@ -1,0 +1,231 @@
+//! The state that the driver, the session handles and the channels share, and who is to be woken when it changes.
+
+use crate::{
+    channel::{ChannelEvent, Open, RejectReason},
+    client::{Client, Event},
+    error::ProtocolError,
+};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Waker,
+};
+use tokio::sync::{Notify, oneshot};
+
+/// Shared by everything that belongs to one session. The lock is held for computation only, never across a read or write of the connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    state: Arc<Mutex<State>>,
+    ended: Arc<Notify>,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) client: Client,
+    /// Those who wait for a channel to become readable or writable.
+    waiting: HashMap<u32, Waiting>,
+    driver: Option<Waker>,
+    /// Opens that nobody has taken yet. Bounded by the table's backlog.
+    opens: VecDeque<Open>,
+    opens_waker: Option<Waker>,
+    pub(crate) takes_opens: bool,
+    pings: HashMap<u64, oneshot::Sender<()>>,
+    next_ping: u64,
+    /// A fault that arose while a handle was used; the driver ends the session with it.
+    fault: Option<ProtocolError>,
+    ended: bool,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Shared {
+    pub(crate) fn new(client: Client) -> Self {
+        let state = State {
+            client,
+            waiting: HashMap::new(),
+            driver: None,
+            opens: VecDeque::new(),
+            opens_waker: None,
+            takes_opens: true,
+            pings: HashMap::new(),
+            next_ping: 0,
+            fault: None,
+            ended: false,
+            bytes_in: 0,
+            bytes_out: 0,
+        };
+        Self { state: Arc::new(Mutex::new(state)), ended: Arc::new(Notify::new()) }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic of another thread under this lock leaves at worst a session that ends with an error.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the session for everybody.
+    pub(crate) fn end(&self) {
+        self.lock().end();
+        self.ended.notify_waiters();
+    }
+
+    /// Resolves when the session has ended.
+    pub(crate) async fn ended(&self) {
+        let notified = self.ended.notified();
+        tokio::pin!(notified);
+        // Registered before looking, so that an end in between is not missed.
+        notified.as_mut().enable();
+        if !self.lock().ended {
+            notified.await;
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn is_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Nothing may be sent any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended || self.fault.is_some() || self.client.is_closing()
+    }
+
+    pub(crate) fn take_fault(&mut self) -> Option<ProtocolError> {
+        self.fault.take()
+    }
+
+    /// Notes the result of something a handle did, and lets the driver write what came of it.
+    pub(crate) fn settle<T>(&mut self, result: Result<T, ProtocolError>) -> Option<T> {
+        let value = match result {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.fault.get_or_insert(error);
+                None
+            }
+        };
+        self.dispatch();
+        if self.client.has_output() || self.fault.is_some() {
+            self.wake_driver();
+        }
+        value
+    }
+
+    pub(crate) fn wake_driver(&mut self) {
+        if let Some(waker) = self.driver.take() {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn set_driver(&mut self, waker: &Waker) {
+        set_waker(&mut self.driver, waker);
+    }
+
+    pub(crate) fn set_reader(&mut self, id: u32, waker: &Waker) {
+        set_waker(&mut self.waiting.entry(id).or_default().reader, waker);
+    }
+
+    pub(crate) fn set_writer(&mut self, id: u32, waker: &Waker) {
+        set_waker(&mut self.waiting.entry(id).or_default().writer, waker);
+    }
+
+    pub(crate) fn forget(&mut self, id: u32) {
+        self.waiting.remove(&id);
+    }
+
+    /// Room for output: every writer may try again.
+    pub(crate) fn wake_writers(&mut self) {
+        for waiting in self.waiting.values_mut() {
+            wake(&mut waiting.writer);
+        }
+    }
+
+    /// Hands the client's events to those who wait for them.
+    pub(crate) fn dispatch(&mut self) {
+        while let Some(event) = self.client.next_event() {
+            match event {
+                Event::Pong(id) => {
+                    if let Some(waiting) = self.pings.remove(&id) {
+                        // Nobody waits when the asking future was dropped.
+                        let _ = waiting.send(());
+                    }
+                }
+                Event::Channel(ChannelEvent::Opened(open)) => self.on_open(open),
+                Event::Channel(ChannelEvent::Readable(id)) => {
+                    self.waiting.get_mut(&id).map(|waiting| wake(&mut waiting.reader));
+                }
+                Event::Channel(ChannelEvent::Writable(id)) => {
+                    self.waiting.get_mut(&id).map(|waiting| wake(&mut waiting.writer));
+                }
+                Event::Channel(ChannelEvent::Closed(id)) => {
+                    if let Some(waiting) = self.waiting.get_mut(&id) {
+                        wake(&mut waiting.reader);
+                        wake(&mut waiting.writer);
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_open(&mut self, open: Open) {
+        if self.takes_opens {
+            self.opens.push_back(open);
+            wake(&mut self.opens_waker);
+            return;
+        }
+        if let Err(error) = self.client.reject(&open, RejectReason::Prohibited, "the client takes no connections") {
+            self.fault.get_or_insert(error);
+        }
+    }
+
+    pub(crate) fn next_open(&mut self) -> Option<Open> {
+        self.opens.pop_front()
+    }
+
+    pub(crate) fn set_opens_waker(&mut self, waker: &Waker) {
+        set_waker(&mut self.opens_waker, waker);
+    }
+
+    /// Sends a ping; the receiver fails when the session ends first.
+    pub(crate) fn ping(&mut self) -> Option<oneshot::Receiver<()>> {
+        if self.is_over() {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        let id = self.next_ping;
+        self.next_ping += 1;
+        self.pings.insert(id, sender);
+        let result = self.client.ping(id);
+        self.settle(result)?;
+        Some(receiver)
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        self.pings.clear();
+        self.opens.clear();
+        wake(&mut self.opens_waker);
+        for (_, mut waiting) in self.waiting.drain() {
+            wake(&mut waiting.reader);
+            wake(&mut waiting.writer);
+        }
+    }
+}
+
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
+
+fn set_waker(place: &mut Option<Waker>, waker: &Waker) {
+    match place {
+        Some(old) if old.will_wake(waker) => {}
+        other => *other = Some(waker.clone()),
+    }
+}
