@@ -183,7 +183,10 @@ pub fn kubectl<S: AsRef<std::ffi::OsStr>>(kubeconfig: &Path, args: &[S]) -> Resu
 }
 
 /// What the chart creates for the agent: its namespace, the empty Secret and the Lease.
-fn empty_state(simulation: &Simulation) -> Result<()> {
+///
+/// # Errors
+/// When the simulation refuses them.
+pub fn empty_state(simulation: &Simulation) -> Result<()> {
     for (plural, object) in state_objects() {
         simulation
             .create(plural, "pipeops-system", object)

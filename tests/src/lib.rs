@@ -15,7 +15,9 @@
     reason = "doubles are peers, not our processes: they spawn their own tasks and read the wall clock"
 )]
 
+pub mod cluster;
 pub mod control_plane;
+pub mod demo;
 pub mod kubernetes;
 pub mod lab;
 pub mod otlp;
