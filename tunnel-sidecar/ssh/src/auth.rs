@@ -58,14 +58,22 @@ pub(crate) fn receive(payload: &[u8]) -> Result<Progress, Fault> {
         msg::SERVICE_ACCEPT => {
             let mut reader = Reader::new(body);
             if reader.string()? != SERVICE {
-                return Err(ProtocolError::Unexpected { number: *number, during: "authentication" }.into());
+                return Err(ProtocolError::Unexpected {
+                    number: *number,
+                    during: "authentication",
+                }
+                .into());
             }
             Ok(Progress::Waiting)
         }
         msg::USERAUTH_BANNER => Ok(Progress::Waiting),
         msg::USERAUTH_SUCCESS => Ok(Progress::Done),
         msg::USERAUTH_FAILURE => Err(Fault::AuthFailed),
-        number => Err(ProtocolError::Unexpected { number, during: "authentication" }.into()),
+        number => Err(ProtocolError::Unexpected {
+            number,
+            during: "authentication",
+        }
+        .into()),
     }
 }
 

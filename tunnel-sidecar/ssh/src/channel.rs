@@ -176,7 +176,10 @@ impl Table {
             msg::CHANNEL_WINDOW_ADJUST => {
                 let credit = reader.u32()?;
                 reader.finish()?;
-                let window = slot.send_window.checked_add(credit).ok_or(ProtocolError::WindowOverflow(id))?;
+                let window = slot
+                    .send_window
+                    .checked_add(credit)
+                    .ok_or(ProtocolError::WindowOverflow(id))?;
                 slot.send_window = window;
                 self.events.push_back(ChannelEvent::Writable(id));
                 Ok(())
@@ -204,7 +207,10 @@ impl Table {
                 Ok(())
             }
             // Confirmations of opens and answers to requests: we make neither.
-            number => Err(ProtocolError::Unexpected { number, during: "the session" }),
+            number => Err(ProtocolError::Unexpected {
+                number,
+                during: "the session",
+            }),
         }
     }
 
@@ -212,9 +218,14 @@ impl Table {
         let kind = reader.string()?;
         let (peer, window, max_data) = (reader.u32()?, reader.u32()?, reader.u32()?);
         let refuse = |reason, text| Self::rejection(peer, reason, text);
-        let target = std::str::from_utf8(reader.rest()).ok().filter(|text| text.len() <= MAX_TARGET);
+        let target = std::str::from_utf8(reader.rest())
+            .ok()
+            .filter(|text| text.len() <= MAX_TARGET);
         let refusal = if kind != CHANNEL_TYPE {
-            Some(refuse(RejectReason::UnknownType, &format!("unknown channel type {}", printable(kind))))
+            Some(refuse(
+                RejectReason::UnknownType,
+                &format!("unknown channel type {}", printable(kind)),
+            ))
         } else if self.undecided >= self.limits.backlog
             || self.open + self.undecided >= self.limits.max_channels
         {
@@ -222,14 +233,22 @@ impl Table {
         } else if max_data == 0 {
             Some(refuse(RejectReason::ConnectFailed, "a packet size of zero"))
         } else if target.is_none_or(|text| text.contains(char::is_control)) {
-            Some(refuse(RejectReason::ConnectFailed, "the target is no host and port"))
+            Some(refuse(
+                RejectReason::ConnectFailed,
+                "the target is no host and port",
+            ))
         } else {
             None
         };
         match (refusal, target) {
             (None, Some(target)) => {
                 self.undecided += 1;
-                let open = Open { peer, window, max_data: max_data.min(MAX_DATA), target: target.to_owned() };
+                let open = Open {
+                    peer,
+                    window,
+                    max_data: max_data.min(MAX_DATA),
+                    target: target.to_owned(),
+                };
                 self.events.push_back(ChannelEvent::Opened(open));
             }
             (refusal, _) => self.outgoing.extend(refusal),
@@ -238,13 +257,20 @@ impl Table {
     }
 
     fn on_data(&mut self, id: u32, data: &[u8], keep: bool) -> Result<(), ProtocolError> {
-        let Some(slot) = self.slot(id) else { return Err(ProtocolError::NoSuchChannel(id)) };
+        let Some(slot) = self.slot(id) else {
+            return Err(ProtocolError::NoSuchChannel(id));
+        };
         if slot.peer_eof {
             return Err(ProtocolError::AfterClose(id));
         }
-        let length = u32::try_from(data.len()).ok().filter(|length| *length <= MAX_DATA);
+        let length = u32::try_from(data.len())
+            .ok()
+            .filter(|length| *length <= MAX_DATA);
         let length = length.ok_or(ProtocolError::DataTooLong(id))?;
-        slot.granted = slot.granted.checked_sub(length).ok_or(ProtocolError::WindowExceeded(id))?;
+        slot.granted = slot
+            .granted
+            .checked_sub(length)
+            .ok_or(ProtocolError::WindowExceeded(id))?;
         if slot.released {
             return Ok(());
         }
@@ -269,7 +295,11 @@ impl Table {
         let left = self.limits.budget.saturating_sub(self.committed) / BUDGET_SHARE;
         let share = u32::try_from(left).unwrap_or(u32::MAX);
         let window = self.limits.initial_window.min(share.max(LEAST_WINDOW));
-        let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
+        let free = self
+            .slots
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.slots.len());
         let slot = Some(Slot::new(open.peer, open.window, open.max_data, window));
         match self.slots.get_mut(free) {
             Some(place) => *place = slot,
@@ -303,9 +333,15 @@ impl Table {
 
     /// Takes queued bytes into `out` and credits them.
     pub(crate) fn read(&mut self, id: u32, out: &mut [u8]) -> Read {
-        let Some(slot) = self.slot(id) else { return Read::End };
+        let Some(slot) = self.slot(id) else {
+            return Read::End;
+        };
         if slot.queue.is_empty() {
-            return if slot.peer_closed || slot.peer_eof { Read::End } else { Read::Pending };
+            return if slot.peer_closed || slot.peer_eof {
+                Read::End
+            } else {
+                Read::Pending
+            };
         }
         let n = slot.take(out);
         self.queued = self.queued.saturating_sub(n);
@@ -343,7 +379,9 @@ impl Table {
     /// `n` bytes of the allowance were sent.
     pub(crate) fn sent(&mut self, id: u32, n: usize) {
         if let Some(slot) = self.slot(id) {
-            slot.send_window = slot.send_window.saturating_sub(u32::try_from(n).unwrap_or(u32::MAX));
+            slot.send_window = slot
+                .send_window
+                .saturating_sub(u32::try_from(n).unwrap_or(u32::MAX));
         }
     }
 
@@ -374,7 +412,9 @@ impl Table {
 
     fn free_if_done(&mut self, id: u32) {
         let done = |slot: &&mut Slot| slot.we_closed && slot.peer_closed && slot.released;
-        let Some(window) = self.slot(id).filter(done).map(|slot| slot.target) else { return };
+        let Some(window) = self.slot(id).filter(done).map(|slot| slot.target) else {
+            return;
+        };
         if let Some(place) = usize::try_from(id).ok().and_then(|id| self.slots.get_mut(id)) {
             *place = None;
         }
@@ -427,5 +467,3 @@ fn numbered(number: u8, peer: u32) -> Vec<u8> {
     message.put_u32(peer);
     message
 }
-
-

@@ -67,7 +67,11 @@ pub fn config_json(remotes: &[Remote]) -> Vec<u8> {
 
 /// Ports are strings; an absent one is empty.
 fn port(number: u16) -> String {
-    if number == 0 { quoted("") } else { quoted(&number.to_string()) }
+    if number == 0 {
+        quoted("")
+    } else {
+        quoted(&number.to_string())
+    }
 }
 
 /// A JSON string.

@@ -1,7 +1,9 @@
 //! The authenticated ciphers: `aes128-gcm@openssh.com`, `aes256-gcm@openssh.com`, `chacha20-poly1305@openssh.com`.
 
 use crate::error::ProtocolError;
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey, chacha20_poly1305_openssh};
+use aws_lc_rs::aead::{
+    AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey, chacha20_poly1305_openssh,
+};
 use std::fmt;
 
 /// All three have the same tag size.
@@ -27,7 +29,9 @@ impl Cipher {
     }
 
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        [Self::Aes128Gcm, Self::Aes256Gcm, Self::ChaCha20Poly1305].into_iter().find(|cipher| cipher.name() == name)
+        [Self::Aes128Gcm, Self::Aes256Gcm, Self::ChaCha20Poly1305]
+            .into_iter()
+            .find(|cipher| cipher.name() == name)
     }
 
     pub(crate) fn key_len(self) -> usize {
@@ -59,12 +63,18 @@ struct Counter {
 impl Counter {
     fn new(iv: [u8; IV]) -> Self {
         let [a, b, c, d, rest @ ..] = iv;
-        Self { fixed: [a, b, c, d], count: u64::from_be_bytes(rest) }
+        Self {
+            fixed: [a, b, c, d],
+            count: u64::from_be_bytes(rest),
+        }
     }
 
     fn next(&mut self) -> Nonce {
         let mut bytes = [0; IV];
-        for (place, byte) in bytes.iter_mut().zip(self.fixed.into_iter().chain(self.count.to_be_bytes())) {
+        for (place, byte) in bytes
+            .iter_mut()
+            .zip(self.fixed.into_iter().chain(self.count.to_be_bytes()))
+        {
             *place = byte;
         }
         self.count = self.count.wrapping_add(1);
@@ -73,8 +83,14 @@ impl Counter {
 }
 
 fn gcm_key(cipher: Cipher, key: &[u8]) -> Result<LessSafeKey, ProtocolError> {
-    let algorithm = if cipher == Cipher::Aes256Gcm { &AES_256_GCM } else { &AES_128_GCM };
-    UnboundKey::new(algorithm, key).map(LessSafeKey::new).map_err(|_| ProtocolError::Keys)
+    let algorithm = if cipher == Cipher::Aes256Gcm {
+        &AES_256_GCM
+    } else {
+        &AES_128_GCM
+    };
+    UnboundKey::new(algorithm, key)
+        .map(LessSafeKey::new)
+        .map_err(|_| ProtocolError::Keys)
 }
 
 /// Key material of one direction.
@@ -104,17 +120,25 @@ impl SealKey {
             }),
             Cipher::ChaCha20Poly1305 => {
                 let key = keys.key.try_into().map_err(|_| ProtocolError::Keys)?;
-                Ok(Self::ChaCha(Box::new(chacha20_poly1305_openssh::SealingKey::new(key))))
+                Ok(Self::ChaCha(Box::new(
+                    chacha20_poly1305_openssh::SealingKey::new(key),
+                )))
             }
         }
     }
 
     /// Protects `packet` (length field, then body) in place and returns the tag.
-    pub(crate) fn seal(&mut self, sequence: u32, packet: &mut [u8]) -> Result<Option<[u8; TAG]>, ProtocolError> {
+    pub(crate) fn seal(
+        &mut self,
+        sequence: u32,
+        packet: &mut [u8],
+    ) -> Result<Option<[u8; TAG]>, ProtocolError> {
         match self {
             Self::Plain => Ok(None),
             Self::Gcm { key, nonce } => {
-                let (length, body) = packet.split_first_chunk_mut::<LENGTH>().ok_or(ProtocolError::ShortMessage)?;
+                let (length, body) = packet
+                    .split_first_chunk_mut::<LENGTH>()
+                    .ok_or(ProtocolError::ShortMessage)?;
                 let tag = key
                     .seal_in_place_separate_tag(nonce.0.next(), Aad::from(*length), body)
                     .map_err(|_| ProtocolError::Keys)?;
@@ -145,7 +169,9 @@ impl OpenKey {
             }),
             Cipher::ChaCha20Poly1305 => {
                 let key = keys.key.try_into().map_err(|_| ProtocolError::Keys)?;
-                Ok(Self::ChaCha(Box::new(chacha20_poly1305_openssh::OpeningKey::new(key))))
+                Ok(Self::ChaCha(Box::new(
+                    chacha20_poly1305_openssh::OpeningKey::new(key),
+                )))
             }
         }
     }
@@ -172,14 +198,20 @@ impl OpenKey {
         match self {
             Self::Plain => Ok(()),
             Self::Gcm { key, nonce } => {
-                let (length, body) = packet.split_first_chunk_mut::<LENGTH>().ok_or(ProtocolError::ShortMessage)?;
+                let (length, body) = packet
+                    .split_first_chunk_mut::<LENGTH>()
+                    .ok_or(ProtocolError::ShortMessage)?;
                 key.open_in_place(nonce.0.next(), Aad::from(*length), body)
                     .map(|_| ())
                     .map_err(|_| ProtocolError::Integrity)
             }
             Self::ChaCha(key) => {
-                let (packet, tag) = packet.split_last_chunk_mut::<TAG>().ok_or(ProtocolError::ShortMessage)?;
-                key.open_in_place(sequence, packet, tag).map(|_| ()).map_err(|_| ProtocolError::Integrity)
+                let (packet, tag) = packet
+                    .split_last_chunk_mut::<TAG>()
+                    .ok_or(ProtocolError::ShortMessage)?;
+                key.open_in_place(sequence, packet, tag)
+                    .map(|_| ())
+                    .map_err(|_| ProtocolError::Integrity)
             }
         }
     }

@@ -76,8 +76,15 @@ struct Probe {
 impl Client {
     /// A client whose upgrade request waits to be written.
     pub(crate) fn new(config: ClientConfig) -> Result<Self, BadRequest> {
-        let Limits { initial_window, max_window, receive_budget, max_channels, backlog, rekey_bytes, rekey_packets } =
-            config.limits;
+        let Limits {
+            initial_window,
+            max_window,
+            receive_budget,
+            max_channels,
+            backlog,
+            rekey_bytes,
+            rekey_packets,
+        } = config.limits;
         let key = rand::random();
         let request = UpgradeRequest {
             host: &config.host_header,
@@ -95,7 +102,10 @@ impl Client {
             transport: Transport::new(
                 config.ciphers,
                 config.trust,
-                RekeyLimits { bytes: rekey_bytes, packets: rekey_packets },
+                RekeyLimits {
+                    bytes: rekey_bytes,
+                    packets: rekey_packets,
+                },
             ),
             requests: Requests::default(),
             channels: Table::new(TableLimits {
@@ -106,7 +116,11 @@ impl Client {
                 backlog,
             }),
             events: VecDeque::new(),
-            probe: Probe { running: false, received: 0, distance: FIRST_PROBE },
+            probe: Probe {
+                running: false,
+                received: 0,
+                distance: FIRST_PROBE,
+            },
             closing: false,
         })
     }
@@ -157,7 +171,9 @@ impl Client {
             self.receive_packets(input)?;
             match control {
                 None => break,
-                Some(Control::Ping(payload)) => websocket::append_control(&mut self.out, Opcode::Pong, &payload),
+                Some(Control::Ping(payload)) => {
+                    websocket::append_control(&mut self.out, Opcode::Pong, &payload)
+                }
                 Some(Control::Close { .. }) => {
                     websocket::append_control(&mut self.out, Opcode::Close, &CLOSE_NORMAL);
                     return Err(Fault::WebSocketClosed);
@@ -171,9 +187,14 @@ impl Client {
 
     /// Returns whether the upgrade is done.
     fn receive_upgrade(&mut self, input: &mut InBuf) -> Result<bool, Fault> {
-        let Some((response, used)) = Response::parse(input.raw())? else { return Ok(false) };
+        let Some((response, used)) = Response::parse(input.raw())? else {
+            return Ok(false);
+        };
         if response.status != 101 {
-            return Err(Fault::Http { status: response.status, after: response.retry_after() });
+            return Err(Fault::Http {
+                status: response.status,
+                after: response.retry_after(),
+            });
         }
         response.check_upgrade(self.key)?;
         input.consume_raw(used);
@@ -237,10 +258,16 @@ impl Client {
                 }
                 self.channels.receive(payload).map_err(Fault::from)
             }
-            (Phase::SettingUp(_), number) => {
-                Err(ProtocolError::Unexpected { number, during: "the chisel configuration" }.into())
+            (Phase::SettingUp(_), number) => Err(ProtocolError::Unexpected {
+                number,
+                during: "the chisel configuration",
             }
-            (Phase::Open, number) => Err(ProtocolError::Unexpected { number, during: "the session" }.into()),
+            .into()),
+            (Phase::Open, number) => Err(ProtocolError::Unexpected {
+                number,
+                during: "the session",
+            }
+            .into()),
         }
     }
 
@@ -253,14 +280,20 @@ impl Client {
                     self.phase = Phase::Open;
                     return Ok(());
                 }
-                return Err(Fault::Refused { text: printable(text) });
+                return Err(Fault::Refused {
+                    text: printable(text),
+                });
             }
             Asked::Ping(id) => self.events.push_back(Event::Pong(id)),
             Asked::Probe => {
                 self.probe.running = false;
                 self.probe.received = 0;
                 let grew = self.channels.probe_done();
-                let distance = if grew { FIRST_PROBE } else { self.probe.distance * 2 };
+                let distance = if grew {
+                    FIRST_PROBE
+                } else {
+                    self.probe.distance * 2
+                };
                 self.probe.distance = distance.min(LARGEST_PROBE_DISTANCE);
             }
         }
@@ -275,7 +308,10 @@ impl Client {
     /// A ping tells how much flows in one round trip, without a clock: a channel that took most of its window between question and answer is held up by
     /// the window.
     fn probe_if_due(&mut self) -> Result<(), ProtocolError> {
-        if self.phase != Phase::Open || self.probe.running || self.closing || self.probe.received < self.probe.distance
+        if self.phase != Phase::Open
+            || self.probe.running
+            || self.closing
+            || self.probe.received < self.probe.distance
         {
             return Ok(());
         }
@@ -309,7 +345,12 @@ impl Client {
         Ok(id)
     }
 
-    pub(crate) fn reject(&mut self, open: &Open, reason: RejectReason, text: &str) -> Result<(), ProtocolError> {
+    pub(crate) fn reject(
+        &mut self,
+        open: &Open,
+        reason: RejectReason,
+        text: &str,
+    ) -> Result<(), ProtocolError> {
         self.channels.reject(open, reason, text);
         self.flush_channels()
     }
@@ -361,7 +402,9 @@ impl Client {
         }
         if self.transport.is_secured() {
             // Failing to say good-bye changes nothing: the connection ends anyway.
-            let _ = self.transport.send(&mut self.out, &[&disconnect_message(code, reason)]);
+            let _ = self
+                .transport
+                .send(&mut self.out, &[&disconnect_message(code, reason)]);
         }
         websocket::append_control(&mut self.out, Opcode::Close, &CLOSE_NORMAL);
     }

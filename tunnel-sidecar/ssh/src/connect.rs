@@ -16,7 +16,13 @@ use tokio::{
     time::timeout,
 };
 
-const STEPS: [Step; 5] = [Step::Upgrade, Step::Version, Step::KeyExchange, Step::Auth, Step::Config];
+const STEPS: [Step; 5] = [
+    Step::Upgrade,
+    Step::Version,
+    Step::KeyExchange,
+    Step::Auth,
+    Step::Config,
+];
 /// How long a good-bye after a refusal may take.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -26,7 +32,10 @@ const GOODBYE: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// [`ConnectError`] says what failed; its [`ConnectError::advice`] says whether to try again.
-pub async fn connect<S>(io: S, config: ClientConfig) -> Result<(Session, SessionEvents, Driver<S>), ConnectError>
+pub async fn connect<S>(
+    io: S,
+    config: ClientConfig,
+) -> Result<(Session, SessionEvents, Driver<S>), ConnectError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -45,13 +54,19 @@ where
             Ok(Err(Stop::Fault(fault))) => fault.during(step, &user),
         };
         tracing::debug!(%step, %error, "connecting to the chisel server failed");
-        shared.lock().client.disconnect(msg::DISCONNECT_BY_APPLICATION, "giving up");
+        shared
+            .lock()
+            .client
+            .disconnect(msg::DISCONNECT_BY_APPLICATION, "giving up");
         // After a refusal the server keeps the session open until the client leaves.
         let _ = timeout(GOODBYE, driver).await;
         return Err(error);
     }
     let fingerprint = Fingerprint::of(shared.lock().client.transport().host_key().unwrap_or_default());
-    let session = Session { shared: shared.clone(), fingerprint };
+    let session = Session {
+        shared: shared.clone(),
+        fingerprint,
+    };
     tracing::debug!(algorithms = ?session.algorithms(), "chisel session established");
     Ok((session, SessionEvents { shared }, driver))
 }

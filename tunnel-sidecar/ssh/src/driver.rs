@@ -75,7 +75,9 @@ pub struct Driver<S> {
 
 impl<S> fmt::Debug for Driver<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Driver").field("shared", &self.shared).finish_non_exhaustive()
+        f.debug_struct("Driver")
+            .field("shared", &self.shared)
+            .finish_non_exhaustive()
     }
 }
 
@@ -211,7 +213,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             return Poll::Pending;
         }
         let timeout = self.rekey_timeout;
-        self.rekey.get_or_insert_with(|| Box::pin(sleep(timeout))).as_mut().poll(cx)
+        self.rekey
+            .get_or_insert_with(|| Box::pin(sleep(timeout)))
+            .as_mut()
+            .poll(cx)
     }
 
     /// Ends the session: the peer is told, as far as it still listens.
@@ -233,7 +238,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             SessionEnd::Local | SessionEnd::Peer { .. } | SessionEnd::Closed | SessionEnd::Io(_) => None,
         };
         if let Some(reason) = reason {
-            self.shared.lock().client.disconnect(msg::DISCONNECT_PROTOCOL_ERROR, &reason);
+            self.shared
+                .lock()
+                .client
+                .disconnect(msg::DISCONNECT_PROTOCOL_ERROR, &reason);
         }
         self.shared.end();
         self.goodbye = Some((end, Box::pin(sleep(FLUSH_TIMEOUT))));

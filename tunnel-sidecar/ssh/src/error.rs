@@ -137,14 +137,19 @@ impl ConnectError {
     #[must_use]
     pub fn advice(&self) -> Advice {
         match self {
-            Self::Retry { after: Some(after), .. } => Advice::RetryAfter(*after),
+            Self::Retry {
+                after: Some(after), ..
+            } => Advice::RetryAfter(*after),
             Self::Retry { after: None, .. }
             | Self::Timeout { .. }
             | Self::Closed { .. }
             | Self::Disconnected { .. }
             | Self::Io { .. } => Advice::Retry,
             // The port of a session that died silently is freed only when the server notices; that passes.
-            Self::ConfigRefused { cause: RefusalCause::CannotListen { .. }, .. } => Advice::Retry,
+            Self::ConfigRefused {
+                cause: RefusalCause::CannotListen { .. },
+                ..
+            } => Advice::Retry,
             Self::NotChisel { .. }
             | Self::AuthFailed { .. }
             | Self::FingerprintMismatch { .. }
@@ -177,17 +182,22 @@ pub enum RefusalCause {
 impl RefusalCause {
     /// Reads the cause from the server's words (chisel v1.11 `server/server_handler.go`).
     pub(crate) fn of(text: &str) -> Self {
-        if text.contains("everse port forwaring not enabled") || text.contains("everse port forwarding not enabled")
+        if text.contains("everse port forwaring not enabled")
+            || text.contains("everse port forwarding not enabled")
         {
             return Self::ReverseDisabled;
         }
         if let Some((_, remote)) = text.split_once("cannot listen on ") {
-            return Self::CannotListen { remote: remote.trim().to_owned() };
+            return Self::CannotListen {
+                remote: remote.trim().to_owned(),
+            };
         }
         if let Some((_, tail)) = text.split_once("access to '")
             && let Some((remote, _)) = tail.split_once("' denied")
         {
-            return Self::Denied { remote: remote.to_owned() };
+            return Self::Denied {
+                remote: remote.to_owned(),
+            };
         }
         Self::Other
     }

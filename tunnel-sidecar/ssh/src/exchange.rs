@@ -85,27 +85,41 @@ impl Exchange {
             Method::Curve25519 | Method::Curve25519Libssh => None,
         };
         client_value.extend_from_slice(public.as_ref());
-        Ok(Self { x25519, mlkem, client_value })
+        Ok(Self {
+            x25519,
+            mlkem,
+            client_value,
+        })
     }
 
     /// Joins the server's value with ours. The library refuses an all-zero X25519 result.
     pub(crate) fn finish(self, server_value: &[u8]) -> Result<SharedSecret, ProtocolError> {
         let invalid = ProtocolError::KeyExchange;
         let prefix = if self.mlkem.is_some() { MLKEM_CIPHERTEXT } else { 0 };
-        let (ciphertext, public) = server_value.split_at_checked(prefix).ok_or_else(|| invalid.clone())?;
+        let (ciphertext, public) = server_value
+            .split_at_checked(prefix)
+            .ok_or_else(|| invalid.clone())?;
         if public.len() != X25519_KEY {
             return Err(invalid);
         }
         let mlkem = match &self.mlkem {
-            Some(key) => Some(key.decapsulate(Ciphertext::from(ciphertext)).map_err(|_| invalid.clone())?),
+            Some(key) => Some(
+                key.decapsulate(Ciphertext::from(ciphertext))
+                    .map_err(|_| invalid.clone())?,
+            ),
             None => None,
         };
-        agree(&self.x25519, UnparsedPublicKey::new(&X25519, public), invalid, |x25519| {
-            Ok(match &mlkem {
-                Some(mlkem) => SharedSecret::from_hybrid(mlkem.as_ref(), x25519),
-                None => SharedSecret::from_curve25519(x25519),
-            })
-        })
+        agree(
+            &self.x25519,
+            UnparsedPublicKey::new(&X25519, public),
+            invalid,
+            |x25519| {
+                Ok(match &mlkem {
+                    Some(mlkem) => SharedSecret::from_hybrid(mlkem.as_ref(), x25519),
+                    None => SharedSecret::from_curve25519(x25519),
+                })
+            },
+        )
     }
 }
 
@@ -171,11 +185,20 @@ pub(crate) enum Direction {
 
 impl KeySource {
     pub(crate) fn new(secret: SharedSecret, hash: Hash, session_id: Hash) -> Self {
-        Self { secret, hash, session_id }
+        Self {
+            secret,
+            hash,
+            session_id,
+        }
     }
 
     /// Calls `with` with the keys of a direction.
-    pub(crate) fn keys<R>(&self, direction: Direction, cipher: Cipher, with: impl FnOnce(&Keys<'_>) -> R) -> R {
+    pub(crate) fn keys<R>(
+        &self,
+        direction: Direction,
+        cipher: Cipher,
+        with: impl FnOnce(&Keys<'_>) -> R,
+    ) -> R {
         let (iv_letter, key_letter) = match direction {
             Direction::ClientToServer => (b'A', b'C'),
             Direction::ServerToClient => (b'B', b'D'),
@@ -185,7 +208,11 @@ impl KeySource {
             *place = byte;
         }
         let key = self.derive(key_letter, cipher.key_len());
-        with(&Keys { cipher, key: &key, iv })
+        with(&Keys {
+            cipher,
+            key: &key,
+            iv,
+        })
     }
 
     fn derive(&self, letter: u8, length: usize) -> Vec<u8> {
@@ -235,9 +262,11 @@ pub(crate) mod tests {
 
     #[test]
     fn both_sides_find_the_same_secret_and_values_have_their_sizes() {
-        for (method, client, server) in
-            [(Method::MlKem768X25519, 1184 + 32, 1088 + 32), (Method::Curve25519, 32, 32), (Method::Curve25519Libssh, 32, 32)]
-        {
+        for (method, client, server) in [
+            (Method::MlKem768X25519, 1184 + 32, 1088 + 32),
+            (Method::Curve25519, 32, 32),
+            (Method::Curve25519Libssh, 32, 32),
+        ] {
             let exchange = Exchange::start(method).unwrap();
             assert_eq!(exchange.client_value.len(), client);
             let (value, secret) = answer(method, &exchange.client_value);
@@ -250,19 +279,34 @@ pub(crate) mod tests {
     fn unusable_server_values_are_refused() {
         for method in Method::ALL {
             let finish = |value: &[u8]| Exchange::start(method).unwrap().finish(value).err();
-            let size = if method == Method::MlKem768X25519 { MLKEM_CIPHERTEXT + 32 } else { 32 };
+            let size = if method == Method::MlKem768X25519 {
+                MLKEM_CIPHERTEXT + 32
+            } else {
+                32
+            };
             for length in [0, 31, 33, size - 1, size + 1] {
                 if length != size {
-                    assert_eq!(finish(&vec![9; length]), Some(ProtocolError::KeyExchange), "{method:?} {length}");
+                    assert_eq!(
+                        finish(&vec![9; length]),
+                        Some(ProtocolError::KeyExchange),
+                        "{method:?} {length}"
+                    );
                 }
             }
             // A point of low order makes the shared value zero.
-            assert_eq!(finish(&vec![0; size]), Some(ProtocolError::KeyExchange), "{method:?}");
+            assert_eq!(
+                finish(&vec![0; size]),
+                Some(ProtocolError::KeyExchange),
+                "{method:?}"
+            );
         }
     }
 
     fn unhex(text: &str) -> Vec<u8> {
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+            .collect()
     }
 
     /// Section 6.1 of RFC 7748.
@@ -276,14 +320,23 @@ pub(crate) mod tests {
             mlkem: None,
             client_value: Vec::new(),
         };
-        assert_eq!(exchange.finish(&alice).unwrap().0, SharedSecret::from_curve25519(&shared).0);
+        assert_eq!(
+            exchange.finish(&alice).unwrap().0,
+            SharedSecret::from_curve25519(&shared).0
+        );
     }
 
     /// The hybrid secret is a string, the other an mpint, whose leading zeros are dropped.
     #[test]
     fn encodings_of_the_secret() {
-        assert_eq!(SharedSecret::from_hybrid(&[1; 32], &[2; 32]).0[..4], [0, 0, 0, 32]);
-        assert_eq!(SharedSecret::from_curve25519(&[0, 0, 0x80, 1]).0, [0, 0, 0, 3, 0, 0x80, 1]);
+        assert_eq!(
+            SharedSecret::from_hybrid(&[1; 32], &[2; 32]).0[..4],
+            [0, 0, 0, 32]
+        );
+        assert_eq!(
+            SharedSecret::from_curve25519(&[0, 0, 0x80, 1]).0,
+            [0, 0, 0, 3, 0, 0x80, 1]
+        );
     }
 
     #[test]
@@ -296,6 +349,9 @@ pub(crate) mod tests {
         assert_eq!((short.len(), long.len()), (16, 64));
         assert_eq!(long[..16], short);
         assert!(short != other && iv != other_iv);
-        assert_eq!(source.derive(b'C', 64)[32..], sha256(&[&source.secret.0, &[1; 32], &long[..32]]));
+        assert_eq!(
+            source.derive(b'C', 64)[32..],
+            sha256(&[&source.secret.0, &[1; 32], &long[..32]])
+        );
     }
 }

@@ -12,11 +12,22 @@ const MAX_TEXT: usize = 512;
 #[derive(Debug)]
 pub(crate) enum Fault {
     Protocol(ProtocolError),
-    Http { status: u16, after: Option<Duration> },
-    Fingerprint { expected: Fingerprint, seen: Fingerprint },
+    Http {
+        status: u16,
+        after: Option<Duration>,
+    },
+    Fingerprint {
+        expected: Fingerprint,
+        seen: Fingerprint,
+    },
     AuthFailed,
-    Refused { text: String },
-    Disconnected { code: u32, reason: String },
+    Refused {
+        text: String,
+    },
+    Disconnected {
+        code: u32,
+        reason: String,
+    },
     /// A WebSocket close frame.
     WebSocketClosed,
 }
@@ -33,13 +44,19 @@ impl Fault {
         match self {
             Self::Protocol(source) => ConnectError::Protocol { step, source },
             // What a proxy or gateway answers while the server behind it is away or overloaded.
-            Self::Http { status: status @ (408 | 425 | 429 | 500 | 502..=504 | 520..=530), after } => {
-                ConnectError::Retry { status, after }
-            }
+            Self::Http {
+                status: status @ (408 | 425 | 429 | 500 | 502..=504 | 520..=530),
+                after,
+            } => ConnectError::Retry { status, after },
             Self::Http { status, .. } => ConnectError::NotChisel { status },
             Self::Fingerprint { expected, seen } => ConnectError::FingerprintMismatch { expected, seen },
-            Self::AuthFailed => ConnectError::AuthFailed { user: user.to_owned() },
-            Self::Refused { text } => ConnectError::ConfigRefused { cause: RefusalCause::of(&text), text },
+            Self::AuthFailed => ConnectError::AuthFailed {
+                user: user.to_owned(),
+            },
+            Self::Refused { text } => ConnectError::ConfigRefused {
+                cause: RefusalCause::of(&text),
+                text,
+            },
             Self::Disconnected { code, reason } => ConnectError::Disconnected { step, code, reason },
             Self::WebSocketClosed => ConnectError::Closed { step },
         }
@@ -49,5 +66,8 @@ impl Fault {
 /// A peer's text, fit for a log line: no control characters, not too long.
 pub(crate) fn printable(text: &[u8]) -> String {
     let text = text.get(..text.len().min(MAX_TEXT)).unwrap_or_default();
-    String::from_utf8_lossy(text).chars().map(|letter| if letter.is_control() { ' ' } else { letter }).collect()
+    String::from_utf8_lossy(text)
+        .chars()
+        .map(|letter| if letter.is_control() { ' ' } else { letter })
+        .collect()
 }

@@ -99,9 +99,16 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        for text in
-            ["", "ab", "ab:cd:ef", "SHA256:abc", "zz:zz:zz:zz", "AAAA", &"ab:".repeat(16), &"a".repeat(44)]
-        {
+        for text in [
+            "",
+            "ab",
+            "ab:cd:ef",
+            "SHA256:abc",
+            "zz:zz:zz:zz",
+            "AAAA",
+            &"ab:".repeat(16),
+            &"a".repeat(44),
+        ] {
             assert_eq!(text.parse::<Fingerprint>(), Err(BadFingerprint), "{text}");
         }
     }

@@ -51,7 +51,11 @@ impl HostKeyAlgorithm {
         };
         let public = reader.string()?;
         reader.finish()?;
-        if public.len() == length { Ok(public) } else { Err(ProtocolError::HostKey) }
+        if public.len() == length {
+            Ok(public)
+        } else {
+            Err(ProtocolError::HostKey)
+        }
     }
 
     /// The signature as the library wants it: fixed size, numbers side by side.
@@ -78,7 +82,11 @@ impl HostKeyAlgorithm {
     }
 
     fn expect_name(self, reader: &mut Reader<'_>) -> Result<(), ProtocolError> {
-        if reader.string()? == self.name().as_bytes() { Ok(()) } else { Err(ProtocolError::HostKey) }
+        if reader.string()? == self.name().as_bytes() {
+            Ok(())
+        } else {
+            Err(ProtocolError::HostKey)
+        }
     }
 }
 
@@ -159,12 +167,21 @@ pub(crate) mod tests {
             }
             let other = TestKey::generate(algorithm);
             let signature = key.sign(b"hash");
-            assert_eq!(algorithm.verify(&key.blob(), &signature, b"hasH"), Err(ProtocolError::Signature));
-            assert_eq!(algorithm.verify(&other.blob(), &signature, b"hash"), Err(ProtocolError::Signature));
+            assert_eq!(
+                algorithm.verify(&key.blob(), &signature, b"hasH"),
+                Err(ProtocolError::Signature)
+            );
+            assert_eq!(
+                algorithm.verify(&other.blob(), &signature, b"hash"),
+                Err(ProtocolError::Signature)
+            );
             for at in (0..signature.len()).rev().take(60) {
                 let mut changed = signature.clone();
                 changed[at] ^= 1;
-                assert!(algorithm.verify(&key.blob(), &changed, b"hash").is_err(), "{algorithm:?} byte {at}");
+                assert!(
+                    algorithm.verify(&key.blob(), &changed, b"hash").is_err(),
+                    "{algorithm:?} byte {at}"
+                );
             }
         }
     }
@@ -180,7 +197,10 @@ pub(crate) mod tests {
     #[test]
     fn ed25519_known_answer() {
         let unhex = |text: &str| -> Vec<u8> {
-            (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+            (0..text.len())
+                .step_by(2)
+                .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+                .collect()
         };
         let public = unhex("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c");
         let raw = unhex(
@@ -192,7 +212,9 @@ pub(crate) mod tests {
             blob.put_string(inner);
             blob
         };
-        HostKeyAlgorithm::Ed25519.verify(&wrap(&public), &wrap(&raw), &[0x72]).unwrap();
+        HostKeyAlgorithm::Ed25519
+            .verify(&wrap(&public), &wrap(&raw), &[0x72])
+            .unwrap();
     }
 
     proptest! {

@@ -28,7 +28,11 @@ impl UpgradeRequest<'_> {
     /// The request's bytes.
     pub(crate) fn encode(&self) -> Result<Vec<u8>, BadRequest> {
         let visible = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-        let path = if self.path_and_query.is_empty() { "/" } else { self.path_and_query };
+        let path = if self.path_and_query.is_empty() {
+            "/"
+        } else {
+            self.path_and_query
+        };
         if !visible(path) || !path.starts_with('/') {
             return Err(BadRequest::Path);
         }
@@ -57,14 +61,22 @@ impl UpgradeRequest<'_> {
 fn check_header(name: &str, value: &str) -> Result<(), BadRequest> {
     let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     let lower = name.to_ascii_lowercase();
-    if name.is_empty() || !name.bytes().all(token) || value.bytes().any(|byte| byte < b' ' && byte != b'\t' || byte == 0x7f)
+    if name.is_empty()
+        || !name.bytes().all(token)
+        || value
+            .bytes()
+            .any(|byte| byte < b' ' && byte != b'\t' || byte == 0x7f)
     {
-        return Err(BadRequest::Header { name: name.to_owned() });
+        return Err(BadRequest::Header {
+            name: name.to_owned(),
+        });
     }
     if lower.starts_with("sec-websocket-")
         || ["upgrade", "connection", "content-length", "transfer-encoding"].contains(&lower.as_str())
     {
-        return Err(BadRequest::ReservedHeader { name: name.to_owned() });
+        return Err(BadRequest::ReservedHeader {
+            name: name.to_owned(),
+        });
     }
     Ok(())
 }
@@ -86,7 +98,11 @@ impl Response {
         }
         let searched = data.get(..data.len().min(MAX_HEAD)).unwrap_or_default();
         let Some(end) = searched.windows(4).position(|four| four == b"\r\n\r\n") else {
-            return if data.len() >= MAX_HEAD { Err(ProtocolError::HttpTooLong) } else { Ok(None) };
+            return if data.len() >= MAX_HEAD {
+                Err(ProtocolError::HttpTooLong)
+            } else {
+                Ok(None)
+            };
         };
         let head = searched.get(..end).unwrap_or_default();
         let head = std::str::from_utf8(head).map_err(|_| ProtocolError::Http)?;
@@ -102,16 +118,25 @@ impl Response {
 
     /// The first value of a header, by its lower case name.
     fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// Whether a 101 really answers the request with this key.
     pub(crate) fn check_upgrade(&self, key: [u8; 16]) -> Result<(), ProtocolError> {
-        if !self.header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case("websocket")) {
+        if !self
+            .header("upgrade")
+            .is_some_and(|value| value.eq_ignore_ascii_case("websocket"))
+        {
             return Err(ProtocolError::Upgrade("Upgrade"));
         }
-        let has_token =
-            |value: &str| value.split(',').any(|token| token.trim().eq_ignore_ascii_case("upgrade"));
+        let has_token = |value: &str| {
+            value
+                .split(',')
+                .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
+        };
         if !self.header("connection").is_some_and(has_token) {
             return Err(ProtocolError::Upgrade("Connection"));
         }
@@ -150,8 +175,9 @@ fn parse_status(line: &str) -> Option<u16> {
 
 /// Seconds since 1970 of a date like `Sun, 06 Nov 1994 08:49:37 GMT`.
 fn parse_date(text: &str) -> Option<u64> {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
     let mut words = text.split_ascii_whitespace().skip(1);
     let day: u64 = words.next()?.parse().ok()?;
     let month = words.next()?;
@@ -163,7 +189,11 @@ fn parse_date(text: &str) -> Option<u64> {
         return None;
     }
     // Days since 1970-01-01, counting years from March so that the leap day is the last.
-    let (years, months) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let (years, months) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
     let days = years * 365 + years / 4 - years / 100 + years / 400 + (months * 153 + 2) / 5 + day - 1;
     Some((days - 719_468) * 86_400 + hour * 3600 + minute * 60 + second)
 }

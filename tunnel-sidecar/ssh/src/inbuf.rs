@@ -36,7 +36,13 @@ pub(crate) struct InBuf {
 
 impl InBuf {
     pub(crate) fn new() -> Self {
-        Self { buf: vec![0; INITIAL], plain: 0..0, raw: 0..0, frame_left: 0, fragmented: false }
+        Self {
+            buf: vec![0; INITIAL],
+            plain: 0..0,
+            raw: 0..0,
+            frame_left: 0,
+            fragmented: false,
+        }
     }
 
     /// Where the next read may put its bytes. Never empty.
@@ -93,7 +99,10 @@ impl InBuf {
     pub(crate) fn deframe(&mut self) -> Result<Option<Control>, ProtocolError> {
         loop {
             if self.frame_left > 0 {
-                let available = self.raw.len().min(usize::try_from(self.frame_left).unwrap_or(usize::MAX));
+                let available = self
+                    .raw
+                    .len()
+                    .min(usize::try_from(self.frame_left).unwrap_or(usize::MAX));
                 if available == 0 {
                     return Ok(None);
                 }
@@ -101,13 +110,17 @@ impl InBuf {
                 self.frame_left -= available as u64;
                 continue;
             }
-            let Some((header, size)) = Header::parse(self.raw())? else { return Ok(None) };
+            let Some((header, size)) = Header::parse(self.raw())? else {
+                return Ok(None);
+            };
             if header.key.is_some() {
                 return Err(ProtocolError::Frame("the server masked a frame"));
             }
             if header.opcode.is_control() {
                 let length = usize::try_from(header.length).unwrap_or(MAX_CONTROL);
-                let Some(payload) = self.raw().get(size..size + length) else { return Ok(None) };
+                let Some(payload) = self.raw().get(size..size + length) else {
+                    return Ok(None);
+                };
                 let control = read_control(header.opcode, payload)?;
                 self.consume_raw(size + length);
                 match control {
@@ -129,7 +142,8 @@ impl InBuf {
         if self.plain.is_empty() {
             self.plain = self.raw.start..self.raw.start + n;
         } else {
-            self.buf.copy_within(self.raw.start..self.raw.start + n, self.plain.end);
+            self.buf
+                .copy_within(self.raw.start..self.raw.start + n, self.plain.end);
             self.plain.end += n;
         }
         self.raw.start += n;
@@ -140,7 +154,9 @@ fn read_control(opcode: Opcode, payload: &[u8]) -> Result<Option<Control>, Proto
     match opcode {
         Opcode::Ping => Ok(Some(Control::Ping(payload.to_vec()))),
         Opcode::Close => match payload.split_first_chunk::<2>() {
-            Some((code, _)) => Ok(Some(Control::Close { code: Some(u16::from_be_bytes(*code)) })),
+            Some((code, _)) => Ok(Some(Control::Close {
+                code: Some(u16::from_be_bytes(*code)),
+            })),
             None if payload.is_empty() => Ok(Some(Control::Close { code: None })),
             None => Err(ProtocolError::Frame("a close frame of one byte")),
         },
@@ -178,7 +194,13 @@ mod tests {
     }
 
     fn frame(out: &mut Vec<u8>, last: bool, opcode: Opcode, payload: &[u8]) {
-        Header { last, opcode, length: payload.len() as u64, key: None }.append(out);
+        Header {
+            last,
+            opcode,
+            length: payload.len() as u64,
+            key: None,
+        }
+        .append(out);
         out.extend_from_slice(payload);
     }
 
@@ -196,22 +218,28 @@ mod tests {
             let (plain, controls) = run(&input, &[piece], 5).unwrap();
             assert_eq!(plain.len(), 304);
             assert_eq!(&plain[..4], b"abcd");
-            assert_eq!(controls, [Control::Ping(b"?".to_vec()), Control::Close { code: Some(1000) }]);
+            assert_eq!(
+                controls,
+                [Control::Ping(b"?".to_vec()), Control::Close { code: Some(1000) }]
+            );
         }
     }
 
     #[test]
     fn frames_that_may_not_be() {
         let cases: [&[u8]; 6] = [
-            &[0x80, 1, 0],          // continuation of nothing
-            &[0x02, 0, 0x82, 0],    // a new message inside a fragmented one
+            &[0x80, 1, 0],                // continuation of nothing
+            &[0x02, 0, 0x82, 0],          // a new message inside a fragmented one
             &[0x82, 0x81, 0, 0, 0, 0, 0], // masked by the server
-            &[0xc2, 0],             // compressed
-            &[0x09, 0],             // fragmented ping
-            &[0x83, 0],             // unknown opcode
+            &[0xc2, 0],                   // compressed
+            &[0x09, 0],                   // fragmented ping
+            &[0x83, 0],                   // unknown opcode
         ];
         for case in cases {
-            assert!(matches!(run(case, &[1], 1), Err(ProtocolError::Frame(_))), "{case:?}");
+            assert!(
+                matches!(run(case, &[1], 1), Err(ProtocolError::Frame(_))),
+                "{case:?}"
+            );
         }
     }
 

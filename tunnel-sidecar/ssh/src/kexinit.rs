@@ -110,7 +110,11 @@ impl KexInit {
         let first_packet_follows = reader.bool()?;
         reader.u32()?;
         reader.finish()?;
-        Ok(Self { cookie, lists, first_packet_follows })
+        Ok(Self {
+            cookie,
+            lists,
+            first_packet_follows,
+        })
     }
 
     fn list(&self, which: usize) -> impl Iterator<Item = &str> {
@@ -136,10 +140,13 @@ impl KexInit {
                 .into_iter()
                 .find(|algorithm| algorithm.name() == host_key_name)
                 .ok_or(ProtocolError::NoCommon("host key"))?,
-            cipher_out: Cipher::from_name(pick(CIPHER_OUT, "cipher")?).ok_or(ProtocolError::NoCommon("cipher"))?,
-            cipher_in: Cipher::from_name(pick(CIPHER_IN, "cipher")?).ok_or(ProtocolError::NoCommon("cipher"))?,
+            cipher_out: Cipher::from_name(pick(CIPHER_OUT, "cipher")?)
+                .ok_or(ProtocolError::NoCommon("cipher"))?,
+            cipher_in: Cipher::from_name(pick(CIPHER_IN, "cipher")?)
+                .ok_or(ProtocolError::NoCommon("cipher"))?,
             ignore_guess: server.first_packet_follows
-                && (server.list(KEX).next() != Some(method_name) || server.list(HOST_KEY).next() != Some(host_key_name)),
+                && (server.list(KEX).next() != Some(method_name)
+                    || server.list(HOST_KEY).next() != Some(host_key_name)),
         };
         pick(COMPRESSION_OUT, "compression")?;
         pick(COMPRESSION_IN, "compression")?;
@@ -159,7 +166,9 @@ pub(crate) mod tests {
         KexInit {
             cookie: [9; 16],
             lists: [
-                format!("mlkem768x25519-sha256,curve25519-sha256,curve25519-sha256@libssh.org,ecdh-sha2-nistp256,{STRICT_SERVER}"),
+                format!(
+                    "mlkem768x25519-sha256,curve25519-sha256,curve25519-sha256@libssh.org,ecdh-sha2-nistp256,{STRICT_SERVER}"
+                ),
                 "ecdsa-sha2-nistp256".to_owned(),
                 ciphers.to_owned(),
                 ciphers.to_owned(),
@@ -180,19 +189,36 @@ pub(crate) mod tests {
         let agreement = ours.agree(&server_offer()).unwrap();
         assert_eq!(agreement.method, Method::MlKem768X25519);
         assert_eq!(agreement.host_key, HostKeyAlgorithm::EcdsaP256);
-        assert_eq!((agreement.cipher_out, agreement.cipher_in), (Cipher::Aes128Gcm, Cipher::Aes128Gcm));
+        assert_eq!(
+            (agreement.cipher_out, agreement.cipher_in),
+            (Cipher::Aes128Gcm, Cipher::Aes128Gcm)
+        );
         let ours = KexInit::client(Ciphers::ChaChaFirst, [0; 16]);
-        assert_eq!(ours.agree(&server_offer()).unwrap().cipher_in, Cipher::ChaCha20Poly1305);
+        assert_eq!(
+            ours.agree(&server_offer()).unwrap().cipher_in,
+            Cipher::ChaCha20Poly1305
+        );
     }
 
     #[test]
     fn nothing_in_common_is_named() {
         let ours = KexInit::client(Ciphers::AesFirst, [0; 16]);
-        for (which, what) in [(0, "key exchange"), (1, "host key"), (2, "cipher"), (3, "cipher"), (6, "compression"), (7, "compression")] {
+        for (which, what) in [
+            (0, "key exchange"),
+            (1, "host key"),
+            (2, "cipher"),
+            (3, "cipher"),
+            (6, "compression"),
+            (7, "compression"),
+        ] {
             for offer in ["", "unknown", ",", STRICT_SERVER] {
                 let mut server = server_offer();
                 server.lists[which] = offer.to_owned();
-                assert_eq!(ours.agree(&server), Err(ProtocolError::NoCommon(what)), "{which} {offer}");
+                assert_eq!(
+                    ours.agree(&server),
+                    Err(ProtocolError::NoCommon(what)),
+                    "{which} {offer}"
+                );
             }
         }
         // The markers are no algorithms, even if a server repeats them.

@@ -26,7 +26,6 @@
 //! * No input can panic: every index is checked, every length limited.
 //! * What is queued for a channel never exceeds the window it granted, and credit is given only for what was consumed.
 //! * Nothing is sent for a channel after its CLOSE, CLOSE is sent once, and a number is free only when both sides have closed.
-#![cfg_attr(test, expect(clippy::disallowed_methods, reason = "tests start their doubles as plain tasks"))]
 
 mod auth;
 mod channel;

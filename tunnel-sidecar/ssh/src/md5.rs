@@ -47,7 +47,10 @@ pub(crate) fn md5(data: &[u8]) -> [u8; 16] {
         ];
     }
     let mut digest = [0; 16];
-    for (out, byte) in digest.iter_mut().zip(state.iter().flat_map(|word| word.to_le_bytes())) {
+    for (out, byte) in digest
+        .iter_mut()
+        .zip(state.iter().flat_map(|word| word.to_le_bytes()))
+    {
         *out = byte;
     }
     digest

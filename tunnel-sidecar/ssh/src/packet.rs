@@ -37,7 +37,11 @@ impl Use {
 
 impl Sealer {
     pub(crate) fn new() -> Self {
-        Self { key: SealKey::Plain, sequence: 0, used: Use::default() }
+        Self {
+            key: SealKey::Plain,
+            sequence: 0,
+            used: Use::default(),
+        }
     }
 
     /// Takes new keys into use; strict key exchange resets the sequence number.
@@ -56,7 +60,11 @@ impl Sealer {
 
     /// The bytes on the wire for a payload of this size.
     pub(crate) fn wire_len(&self, payload: usize) -> usize {
-        let tag = if matches!(self.key, SealKey::Plain) { 0 } else { TAG };
+        let tag = if matches!(self.key, SealKey::Plain) {
+            0
+        } else {
+            TAG
+        };
         HEAD + payload + self.padding(payload) + tag
     }
 
@@ -68,7 +76,11 @@ impl Sealer {
             SealKey::ChaCha(_) => (8, 1 + payload),
         };
         let to_fill = block - counted % block;
-        if to_fill < LEAST_PADDING { to_fill + block } else { to_fill }
+        if to_fill < LEAST_PADDING {
+            to_fill + block
+        } else {
+            to_fill
+        }
     }
 
     /// Appends one packet whose payload is all `parts` together.
@@ -115,7 +127,11 @@ pub(crate) struct Opened {
 
 impl Opener {
     pub(crate) fn new() -> Self {
-        Self { key: OpenKey::Plain, sequence: 0, used: Use::default() }
+        Self {
+            key: OpenKey::Plain,
+            sequence: 0,
+            used: Use::default(),
+        }
     }
 
     pub(crate) fn change_keys(&mut self, keys: &Keys<'_>, reset_sequence: bool) -> Result<(), ProtocolError> {
@@ -138,17 +154,23 @@ impl Opener {
 
     /// Opens the packet at the front in place, or says `None` when it is not complete.
     pub(crate) fn open(&mut self, data: &mut [u8]) -> Result<Option<Opened>, ProtocolError> {
-        let Some(field) = data.first_chunk::<LENGTH>() else { return Ok(None) };
+        let Some(field) = data.first_chunk::<LENGTH>() else {
+            return Ok(None);
+        };
         let length = self.key.length(self.sequence, *field);
         let refused = ProtocolError::PacketLength(length);
-        let Ok(body) = usize::try_from(length) else { return Err(refused) };
+        let Ok(body) = usize::try_from(length) else {
+            return Err(refused);
+        };
         let (block, tag) = self.key.shape();
         let counted = if tag == 0 { LENGTH + body } else { body };
         if !(1 + 1 + LEAST_PADDING..=MAX_LENGTH).contains(&body) || !counted.is_multiple_of(block) {
             return Err(refused);
         }
         let total = LENGTH + body + tag;
-        let Some(packet) = data.get_mut(..total) else { return Ok(None) };
+        let Some(packet) = data.get_mut(..total) else {
+            return Ok(None);
+        };
         self.key.open(self.sequence, packet)?;
         let padding = usize::from(packet.get(LENGTH).copied().unwrap_or_default());
         if padding < LEAST_PADDING || padding + 2 > body {
@@ -156,7 +178,10 @@ impl Opener {
         }
         self.sequence = self.sequence.wrapping_add(1);
         self.used.add(total);
-        Ok(Some(Opened { consumed: total, payload: HEAD..LENGTH + body - padding }))
+        Ok(Some(Opened {
+            consumed: total,
+            payload: HEAD..LENGTH + body - padding,
+        }))
     }
 }
 

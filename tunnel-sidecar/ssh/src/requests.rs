@@ -72,8 +72,14 @@ mod tests {
     fn answers_belong_to_requests_in_order() {
         let mut requests = Requests::default();
         assert_eq!(requests.answered(), Err(ProtocolError::UnaskedReply));
-        assert_eq!(requests.ask(Asked::Config, b"{}").unwrap(), b"\x50\0\0\0\x06config\x01{}");
-        assert_eq!(requests.ask(Asked::Ping(7), b"").unwrap(), b"\x50\0\0\0\x04ping\x01");
+        assert_eq!(
+            requests.ask(Asked::Config, b"{}").unwrap(),
+            b"\x50\0\0\0\x06config\x01{}"
+        );
+        assert_eq!(
+            requests.ask(Asked::Ping(7), b"").unwrap(),
+            b"\x50\0\0\0\x04ping\x01"
+        );
         requests.ask(Asked::Probe, b"").unwrap();
         for asked in [Asked::Config, Asked::Ping(7), Asked::Probe] {
             assert_eq!(requests.answered(), Ok(asked));
@@ -92,9 +98,15 @@ mod tests {
 
     #[test]
     fn server_requests() {
-        assert_eq!(Requests::answer(b"\x50\0\0\0\x04ping\x01"), Ok(Some(b"\x51pong".to_vec())));
+        assert_eq!(
+            Requests::answer(b"\x50\0\0\0\x04ping\x01"),
+            Ok(Some(b"\x51pong".to_vec()))
+        );
         assert_eq!(Requests::answer(b"\x50\0\0\0\x04ping\x00"), Ok(None));
-        assert_eq!(Requests::answer(b"\x50\0\0\0\x05other\x01data"), Ok(Some(vec![82])));
+        assert_eq!(
+            Requests::answer(b"\x50\0\0\0\x05other\x01data"),
+            Ok(Some(vec![82]))
+        );
         assert_eq!(Requests::answer(b"\x50\0\0\0\x05other\x00data"), Ok(None));
     }
 

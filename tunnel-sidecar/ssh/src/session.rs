@@ -76,12 +76,20 @@ impl Session {
     #[must_use]
     pub fn algorithms(&self) -> Algorithms {
         let agreement = self.shared.lock().client.transport().agreement();
-        agreement.map_or(Algorithms { kex: "", host_key: "", cipher_out: "", cipher_in: "" }, |agreement| Algorithms {
-            kex: agreement.method.name(),
-            host_key: agreement.host_key.name(),
-            cipher_out: agreement.cipher_out.name(),
-            cipher_in: agreement.cipher_in.name(),
-        })
+        agreement.map_or(
+            Algorithms {
+                kex: "",
+                host_key: "",
+                cipher_out: "",
+                cipher_in: "",
+            },
+            |agreement| Algorithms {
+                kex: agreement.method.name(),
+                host_key: agreement.host_key.name(),
+                cipher_out: agreement.cipher_out.name(),
+                cipher_in: agreement.cipher_in.name(),
+            },
+        )
     }
 
     /// What the session has done so far.
@@ -130,7 +138,10 @@ impl SessionEvents {
             }
         })
         .await
-        .map(|open| IncomingChannel { open: Some(open), shared: self.shared.clone() })
+        .map(|open| IncomingChannel {
+            open: Some(open),
+            shared: self.shared.clone(),
+        })
     }
 }
 
@@ -139,7 +150,10 @@ impl Drop for SessionEvents {
         let mut state = self.shared.lock();
         state.takes_opens = false;
         while let Some(open) = state.next_open() {
-            let result = state.client.reject(&open, RejectReason::Prohibited, "the client takes no connections");
+            let result =
+                state
+                    .client
+                    .reject(&open, RejectReason::Prohibited, "the client takes no connections");
             state.settle(result);
         }
     }
@@ -193,6 +207,9 @@ impl IncomingChannel {
 
 impl Drop for IncomingChannel {
     fn drop(&mut self) {
-        self.refuse(RejectReason::ConnectFailed, "the client did not take the connection");
+        self.refuse(
+            RejectReason::ConnectFailed,
+            "the client did not take the connection",
+        );
     }
 }

@@ -60,7 +60,10 @@ impl Shared {
             bytes_in: 0,
             bytes_out: 0,
         };
-        Self { state: Arc::new(Mutex::new(state)), ended: Arc::new(Notify::new()) }
+        Self {
+            state: Arc::new(Mutex::new(state)),
+            ended: Arc::new(Notify::new()),
+        }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -156,19 +159,22 @@ impl State {
                     }
                 }
                 Event::Channel(ChannelEvent::Opened(open)) => self.on_open(open),
-                Event::Channel(ChannelEvent::Readable(id)) => {
-                    self.waiting.get_mut(&id).map(|waiting| wake(&mut waiting.reader));
-                }
-                Event::Channel(ChannelEvent::Writable(id)) => {
-                    self.waiting.get_mut(&id).map(|waiting| wake(&mut waiting.writer));
-                }
-                Event::Channel(ChannelEvent::Closed(id)) => {
-                    if let Some(waiting) = self.waiting.get_mut(&id) {
-                        wake(&mut waiting.reader);
-                        wake(&mut waiting.writer);
-                    }
-                }
+                Event::Channel(ChannelEvent::Readable(id)) => self.wake_channel(id, true, false),
+                Event::Channel(ChannelEvent::Writable(id)) => self.wake_channel(id, false, true),
+                Event::Channel(ChannelEvent::Closed(id)) => self.wake_channel(id, true, true),
             }
+        }
+    }
+
+    fn wake_channel(&mut self, id: u32, reader: bool, writer: bool) {
+        let Some(waiting) = self.waiting.get_mut(&id) else {
+            return;
+        };
+        if reader {
+            wake(&mut waiting.reader);
+        }
+        if writer {
+            wake(&mut waiting.writer);
         }
     }
 
@@ -178,7 +184,10 @@ impl State {
             wake(&mut self.opens_waker);
             return;
         }
-        if let Err(error) = self.client.reject(&open, RejectReason::Prohibited, "the client takes no connections") {
+        if let Err(error) =
+            self.client
+                .reject(&open, RejectReason::Prohibited, "the client takes no connections")
+        {
             self.fault.get_or_insert(error);
         }
     }

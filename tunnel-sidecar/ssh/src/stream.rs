@@ -43,7 +43,9 @@ fn channel_closed() -> io::Error {
 
 impl AsyncRead for Channel {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Some(id) = self.id else { return Poll::Ready(Err(session_ended())) };
+        let Some(id) = self.id else {
+            return Poll::Ready(Err(session_ended()));
+        };
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
@@ -67,7 +69,9 @@ impl AsyncRead for Channel {
 
 impl AsyncWrite for Channel {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let Some(id) = self.id else { return Poll::Ready(Err(session_ended())) };
+        let Some(id) = self.id else {
+            return Poll::Ready(Err(session_ended()));
+        };
         let mut state = self.shared.lock();
         if state.is_over() {
             return Poll::Ready(Err(session_ended()));
@@ -96,7 +100,9 @@ impl AsyncWrite for Channel {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(id) = self.id else { return Poll::Ready(Ok(())) };
+        let Some(id) = self.id else {
+            return Poll::Ready(Ok(()));
+        };
         let mut state = self.shared.lock();
         if !state.is_over() {
             let result = state.client.close(id);

@@ -70,11 +70,20 @@ enum Stage {
     /// None under way.
     Idle,
     /// Our KEXINIT is out.
-    Offered { ours: KexInit },
+    Offered { ours: Box<KexInit> },
     /// Both KEXINITs are known, our KEX_INIT is out.
-    Exchanging { ours: Vec<u8>, theirs: Vec<u8>, agreement: Agreement, exchange: Box<Exchange>, skip_next: bool },
+    Exchanging {
+        ours: Vec<u8>,
+        theirs: Vec<u8>,
+        agreement: Agreement,
+        exchange: Box<Exchange>,
+        skip_next: bool,
+    },
     /// Our NEWKEYS is out, theirs is awaited.
-    Switching { source: Box<KeySource>, cipher_in: Cipher },
+    Switching {
+        source: Box<KeySource>,
+        cipher_in: Cipher,
+    },
 }
 
 /// What the front of the buffer was.
@@ -153,7 +162,11 @@ impl Transport {
 
     /// Sends a message, all `parts` together, or holds it back until the key exchange allows it.
     pub(crate) fn send(&mut self, out: &mut Vec<u8>, parts: &[&[u8]]) -> Result<(), ProtocolError> {
-        let number = parts.iter().find_map(|part| part.first()).copied().unwrap_or_default();
+        let number = parts
+            .iter()
+            .find_map(|part| part.first())
+            .copied()
+            .unwrap_or_default();
         if number > msg::LAST_TRANSPORT && self.is_holding() {
             let message = parts.concat();
             self.held_bytes += message.len();
@@ -168,7 +181,9 @@ impl Transport {
 
     fn seal(&mut self, out: &mut Vec<u8>, parts: &[&[u8]]) -> Result<(), ProtocolError> {
         let payload = parts.iter().map(|part| part.len()).sum();
-        websocket::append_packet(out, self.sealer.wire_len(payload), |out| self.sealer.seal(out, parts))
+        websocket::append_packet(out, self.sealer.wire_len(payload), |out| {
+            self.sealer.seal(out, parts)
+        })
     }
 
     /// Starts a key exchange when the current keys have done enough.
@@ -183,7 +198,7 @@ impl Transport {
     }
 
     fn offer(&mut self, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
-        let ours = KexInit::client(self.ciphers, rand::random());
+        let ours = Box::new(KexInit::client(self.ciphers, rand::random()));
         self.seal(out, &[&ours.encode()])?;
         self.stage = Stage::Offered { ours };
         Ok(())
@@ -194,7 +209,9 @@ impl Transport {
         if self.server_version.is_none() {
             return self.receive_version(data);
         }
-        let Some(packet) = self.opener.open(data)? else { return Ok(Input::NeedMore) };
+        let Some(packet) = self.opener.open(data)? else {
+            return Ok(Input::NeedMore);
+        };
         let payload = data.get(packet.payload.clone()).unwrap_or_default();
         let number = payload.first().copied().unwrap_or_default();
         let consumed = packet.consumed;
@@ -210,8 +227,15 @@ impl Transport {
                 }
             }
             msg::NEWKEYS => self.on_newkeys(payload)?,
-            0..=msg::SERVICE_REQUEST | 8..msg::KEXINIT | 22..msg::KEX_INIT => return Err(self.unexpected(number).into()),
-            _ => return Ok(Input::Message { consumed, payload: packet.payload }),
+            0..=msg::SERVICE_REQUEST | 8..msg::KEXINIT | 22..msg::KEX_INIT => {
+                return Err(self.unexpected(number).into());
+            }
+            _ => {
+                return Ok(Input::Message {
+                    consumed,
+                    payload: packet.payload,
+                });
+            }
         }
         Ok(Input::Handled { consumed })
     }
@@ -249,7 +273,11 @@ impl Transport {
     }
 
     fn unexpected(&self, number: u8) -> ProtocolError {
-        let during = if self.is_exchanging() { "a key exchange" } else { "the session" };
+        let during = if self.is_exchanging() {
+            "a key exchange"
+        } else {
+            "the session"
+        };
         ProtocolError::Unexpected { number, during }
     }
 
@@ -288,17 +316,32 @@ impl Transport {
     /// Returns whether it was the reply, and not a wrong guess to be ignored.
     fn on_kex_reply(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<bool, Fault> {
         let number = payload.first().copied().unwrap_or_default();
-        if let Stage::Exchanging { skip_next: skip @ true, .. } = &mut self.stage {
+        if let Stage::Exchanging {
+            skip_next: skip @ true,
+            ..
+        } = &mut self.stage
+        {
             *skip = false;
             return Ok(false);
         }
         let stage = std::mem::replace(&mut self.stage, Stage::Idle);
-        let Stage::Exchanging { ours, theirs, agreement, exchange, .. } = stage else {
+        let Stage::Exchanging {
+            ours,
+            theirs,
+            agreement,
+            exchange,
+            ..
+        } = stage
+        else {
             self.stage = stage;
             return Err(self.unexpected(number).into());
         };
         if number != msg::KEX_REPLY {
-            return Err(ProtocolError::Unexpected { number, during: "a key exchange" }.into());
+            return Err(ProtocolError::Unexpected {
+                number,
+                during: "a key exchange",
+            }
+            .into());
         }
         let mut reader = Reader::new(payload.get(1..).unwrap_or_default());
         let (host_key, server_value, signature) = (reader.string()?, reader.string()?, reader.string()?);
@@ -323,8 +366,13 @@ impl Transport {
         let source = Box::new(KeySource::new(secret, hash, session_id));
         self.seal(out, &[&[msg::NEWKEYS]])?;
         let (sealer, strict) = (&mut self.sealer, self.strict);
-        source.keys(Direction::ClientToServer, agreement.cipher_out, |keys| sealer.change_keys(keys, strict))?;
-        self.stage = Stage::Switching { source, cipher_in: agreement.cipher_in };
+        source.keys(Direction::ClientToServer, agreement.cipher_out, |keys| {
+            sealer.change_keys(keys, strict)
+        })?;
+        self.stage = Stage::Switching {
+            source,
+            cipher_in: agreement.cipher_in,
+        };
         self.held_bytes = 0;
         for message in std::mem::take(&mut self.held) {
             self.seal(out, &[&message])?;
@@ -341,7 +389,10 @@ impl Transport {
         if let Trust::Pinned(expected) = &self.trust
             && !expected.matches(host_key)
         {
-            return Err(Fault::Fingerprint { expected: expected.clone(), seen: Fingerprint::of(host_key) });
+            return Err(Fault::Fingerprint {
+                expected: expected.clone(),
+                seen: Fingerprint::of(host_key),
+            });
         }
         self.host_key = Some(host_key.to_vec());
         Ok(())
@@ -357,7 +408,9 @@ impl Transport {
             return Err(ProtocolError::TrailingBytes);
         }
         let (opener, strict) = (&mut self.opener, self.strict);
-        source.keys(Direction::ServerToClient, cipher_in, |keys| opener.change_keys(keys, strict))
+        source.keys(Direction::ServerToClient, cipher_in, |keys| {
+            opener.change_keys(keys, strict)
+        })
     }
 }
 

@@ -70,7 +70,9 @@ pub(crate) struct Header {
 impl Header {
     /// Reads a header; `None` when more bytes are needed. With it comes its size.
     pub(crate) fn parse(data: &[u8]) -> Result<Option<(Self, usize)>, ProtocolError> {
-        let Some(([first, second], rest)) = data.split_first_chunk::<2>() else { return Ok(None) };
+        let Some(([first, second], rest)) = data.split_first_chunk::<2>() else {
+            return Ok(None);
+        };
         if first & 0x70 != 0 {
             return Err(ProtocolError::Frame("reserved bits are set"));
         }
@@ -101,7 +103,15 @@ impl Header {
                 None => return Ok(None),
             }
         };
-        Ok(Some((Self { last, opcode, length, key }, data.len() - rest.len())))
+        Ok(Some((
+            Self {
+                last,
+                opcode,
+                length,
+                key,
+            },
+            data.len() - rest.len(),
+        )))
     }
 
     /// Writes the header into the front of `out` and returns its size. `out` must have room for [`Header::size`].
@@ -203,7 +213,12 @@ pub(crate) fn append_packet<E>(
 /// Writes the header of a masked binary message in front of its payload and masks the payload.
 fn finish_message(message: &mut [u8], length: usize) {
     let key = random_key();
-    let header = Header { last: true, opcode: Opcode::Binary, length: length as u64, key: Some(key) };
+    let header = Header {
+        last: true,
+        opcode: Opcode::Binary,
+        length: length as u64,
+        key: Some(key),
+    };
     let size = header.write(message);
     mask(message.get_mut(size..).unwrap_or_default(), key);
 }
@@ -212,7 +227,13 @@ fn finish_message(message: &mut [u8], length: usize) {
 pub(crate) fn append_control(out: &mut Vec<u8>, opcode: Opcode, payload: &[u8]) {
     let payload = payload.get(..payload.len().min(MAX_CONTROL)).unwrap_or_default();
     let key = random_key();
-    Header { last: true, opcode, length: payload.len() as u64, key: Some(key) }.append(out);
+    Header {
+        last: true,
+        opcode,
+        length: payload.len() as u64,
+        key: Some(key),
+    }
+    .append(out);
     let start = out.len();
     out.extend_from_slice(payload);
     mask(out.get_mut(start..).unwrap_or_default(), key);

@@ -21,7 +21,10 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], ProtocolError> {
-        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or(ProtocolError::ShortMessage)?;
+        let (head, rest) = self
+            .rest
+            .split_first_chunk::<N>()
+            .ok_or(ProtocolError::ShortMessage)?;
         self.rest = rest;
         Ok(*head)
     }
@@ -66,7 +69,11 @@ impl<'a> Reader<'a> {
 
     /// Fails when bytes are left over.
     pub(crate) fn finish(self) -> Result<(), ProtocolError> {
-        if self.rest.is_empty() { Ok(()) } else { Err(ProtocolError::TrailingBytes) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(ProtocolError::TrailingBytes)
+        }
     }
 }
 
@@ -136,13 +143,19 @@ mod tests {
     #[test]
     fn negative_mpint_is_refused() {
         let encoded = [0, 0, 0, 1, 0x80];
-        assert!(matches!(Reader::new(&encoded).mpint(), Err(ProtocolError::NegativeNumber)));
+        assert!(matches!(
+            Reader::new(&encoded).mpint(),
+            Err(ProtocolError::NegativeNumber)
+        ));
     }
 
     #[test]
     fn a_length_beyond_the_end_is_short() {
         let encoded = [0xff, 0xff, 0xff, 0xff, 1, 2];
-        assert!(matches!(Reader::new(&encoded).string(), Err(ProtocolError::ShortMessage)));
+        assert!(matches!(
+            Reader::new(&encoded).string(),
+            Err(ProtocolError::ShortMessage)
+        ));
     }
 
     proptest! {

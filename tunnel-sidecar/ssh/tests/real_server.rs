@@ -1,21 +1,30 @@
 //! Our client against the unmodified Go chisel server v1.11.3.
-#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "helpers of tests fail by panicking")]
-#![expect(clippy::disallowed_methods, reason = "tests start their doubles as plain tasks")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests fail by panicking"
+)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests start their doubles as plain tasks"
+)]
 
 mod peer;
 
 use aws_lc_rs::{digest, signature::Ed25519KeyPair};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chisel_ssh::{
-    Advice, Ciphers, ClientConfig, ConnectError, Fingerprint, Password, RefusalCause, RejectReason, Session, SessionEnd, Trust, chisel,
+    Advice, Ciphers, ClientConfig, ConnectError, Fingerprint, Password, RefusalCause, RejectReason, Session,
+    SessionEnd, Trust, chisel,
 };
-use peer::{PATIENCE, Server, echo, remote};
+use peer::{PATIENCE, Server, echo, remote, user};
 use std::{io::Write, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     task::JoinHandle,
-    time::timeout,
+    time::{interval, timeout},
 };
 
 const AUTH: [&str; 3] = ["--reverse", "--auth", "user:pass:word"];
@@ -54,7 +63,7 @@ fn sha256(data: &[u8]) -> Vec<u8> {
 
 /// Sends data through a port of the server and checks that the same comes back.
 async fn round_trip(port: u16, seed: u64, size: usize) {
-    let (mut from, mut to) = TcpStream::connect(("127.0.0.1", port)).await.unwrap().into_split();
+    let (mut from, mut to) = user(port).await.into_split();
     let data = noise(seed, size);
     let wanted = sha256(&data);
     let writing = tokio::spawn(async move {
@@ -62,7 +71,10 @@ async fn round_trip(port: u16, seed: u64, size: usize) {
         to
     });
     let mut back = vec![0; size];
-    timeout(4 * PATIENCE, from.read_exact(&mut back)).await.unwrap().unwrap();
+    timeout(4 * PATIENCE, from.read_exact(&mut back))
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(sha256(&back), wanted);
     drop(writing.await.unwrap());
 }
@@ -72,20 +84,32 @@ async fn password_and_pinned_fingerprint_with_both_kinds_of_host_key() {
     let Some(binary) = peer::binary() else { return };
     let key = Ed25519KeyPair::generate_pkcs8(&aws_lc_rs::rand::SystemRandom::new()).unwrap();
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    write!(file, "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(key)).unwrap();
+    write!(
+        file,
+        "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
+        STANDARD.encode(key)
+    )
+    .unwrap();
     let path = file.path().to_str().unwrap();
-    for (arguments, algorithm) in
-        [(vec![], "ecdsa-sha2-nistp256"), (vec!["--keyfile", path], "ssh-ed25519")]
-    {
+    for (arguments, algorithm) in [
+        (vec![], "ecdsa-sha2-nistp256"),
+        (vec!["--keyfile", path], "ssh-ed25519"),
+    ] {
         let server = Server::start(&binary, &[&AUTH[..], &arguments].concat()).await;
         let (session, driver) = echoing(&server, server.config(&[remote(7)])).await;
         assert_eq!(session.fingerprint(), server.fingerprint);
         let used = session.algorithms();
         assert_eq!((used.kex, used.host_key), ("mlkem768x25519-sha256", algorithm));
-        assert_eq!((used.cipher_in, used.cipher_out), ("aes128-gcm@openssh.com", "aes128-gcm@openssh.com"));
+        assert_eq!(
+            (used.cipher_in, used.cipher_out),
+            ("aes128-gcm@openssh.com", "aes128-gcm@openssh.com")
+        );
         timeout(PATIENCE, session.ping()).await.unwrap().unwrap();
         session.disconnect("test is over");
-        assert!(matches!(timeout(PATIENCE, driver).await.unwrap().unwrap(), SessionEnd::Local));
+        assert!(matches!(
+            timeout(PATIENCE, driver).await.unwrap().unwrap(),
+            SessionEnd::Local
+        ));
         assert!(session.is_closed());
         assert!(session.ping().await.is_err());
     }
@@ -96,7 +120,7 @@ async fn a_server_without_authentication_and_trust_on_first_use() {
     let Some(binary) = peer::binary() else { return };
     let server = Server::start(&binary, &["--reverse"]).await;
     let remote = remote(7);
-    let mut config = server.config(&[remote.clone()]);
+    let mut config = server.config(std::slice::from_ref(&remote));
     config.trust = Trust::FirstUse;
     config.user = String::new();
     config.password = Password::default();
@@ -109,38 +133,89 @@ async fn a_server_without_authentication_and_trust_on_first_use() {
 async fn refusals_have_their_kind() {
     let Some(binary) = peer::binary() else { return };
     let server = Server::start(&binary, &AUTH).await;
-    let attempt = async |config: ClientConfig| timeout(PATIENCE, server.connect(config)).await.unwrap().unwrap_err();
+    let attempt = async |config: ClientConfig| {
+        timeout(PATIENCE, server.connect(config))
+            .await
+            .unwrap()
+            .unwrap_err()
+    };
 
     let mut config = server.config(&[remote(7)]);
     config.password = Password::new("wrong-canary".to_owned());
     let error = attempt(config).await;
-    assert!(matches!(&error, ConnectError::AuthFailed { user } if user == "user"), "{error:?}");
+    assert!(
+        matches!(&error, ConnectError::AuthFailed { user } if user == "user"),
+        "{error:?}"
+    );
     assert!(!format!("{error:?} {error}").contains("canary"));
     assert_eq!(error.advice(), Advice::RetrySlowly);
 
     let mut config = server.config(&[remote(7)]);
-    config.trust = Trust::Pinned("CcGApgqyR4vWWQZ+XfQp9aUjOPWfbhwLl1nGOD2MONU=".parse::<Fingerprint>().unwrap());
+    config.trust = Trust::Pinned(
+        "CcGApgqyR4vWWQZ+XfQp9aUjOPWfbhwLl1nGOD2MONU="
+            .parse::<Fingerprint>()
+            .unwrap(),
+    );
     let error = attempt(config).await;
-    assert!(matches!(&error, ConnectError::FingerprintMismatch { seen, .. } if *seen == server.fingerprint), "{error:?}");
+    assert!(
+        matches!(&error, ConnectError::FingerprintMismatch { seen, .. } if *seen == server.fingerprint),
+        "{error:?}"
+    );
 
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().map(|address| (taken, address.port())).unwrap();
-    let error = attempt(server.config(&[chisel::Remote { local_port: taken.1, ..remote(7) }])).await;
-    let ConnectError::ConfigRefused { cause: RefusalCause::CannotListen { remote: named }, .. } = &error else {
+    let error = attempt(server.config(&[chisel::Remote {
+        local_port: taken.1,
+        ..remote(7)
+    }]))
+    .await;
+    let ConnectError::ConfigRefused {
+        cause: RefusalCause::CannotListen { remote: named },
+        ..
+    } = &error
+    else {
         panic!("{error:?}");
     };
     assert!(named.contains(&taken.1.to_string()), "{named}");
     assert_eq!(error.advice(), Advice::Retry);
 
     let forward_only = Server::start(&binary, &["--auth", "user:pass:word"]).await;
-    let error = timeout(PATIENCE, forward_only.connect(forward_only.config(&[remote(7)]))).await.unwrap().unwrap_err();
-    assert!(matches!(&error, ConnectError::ConfigRefused { cause: RefusalCause::ReverseDisabled, .. }), "{error:?}");
+    let error = timeout(PATIENCE, forward_only.connect(forward_only.config(&[remote(7)])))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            ConnectError::ConfigRefused {
+                cause: RefusalCause::ReverseDisabled,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
 
     let mut rules = tempfile::NamedTempFile::new().unwrap();
     write!(rules, "{{\"user:pass:word\": [\"^R:127.0.0.1:1$\"]}}").unwrap();
-    let ruled = Server::start(&binary, &["--reverse", "--authfile", rules.path().to_str().unwrap()]).await;
-    let error = timeout(PATIENCE, ruled.connect(ruled.config(&[remote(7)]))).await.unwrap().unwrap_err();
-    assert!(matches!(&error, ConnectError::ConfigRefused { cause: RefusalCause::Denied { .. }, .. }), "{error:?}");
+    let ruled = Server::start(
+        &binary,
+        &["--reverse", "--authfile", rules.path().to_str().unwrap()],
+    )
+    .await;
+    let error = timeout(PATIENCE, ruled.connect(ruled.config(&[remote(7)])))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            ConnectError::ConfigRefused {
+                cause: RefusalCause::Denied { .. },
+                ..
+            }
+        ),
+        "{error:?}"
+    );
 }
 
 #[tokio::test]
@@ -149,8 +224,13 @@ async fn a_connection_closed_at_once_is_told_as_such() {
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { drop(listener.accept().await) });
     let io = TcpStream::connect(address).await.unwrap();
-    let error = chisel_ssh::connect(io, ClientConfig::new("x:1", "/")).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Closed { .. } | ConnectError::Io { .. }), "{error:?}");
+    let error = chisel_ssh::connect(io, ClientConfig::new("x:1", "/"))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, ConnectError::Closed { .. } | ConnectError::Io { .. }),
+        "{error:?}"
+    );
     assert_eq!(error.advice(), Advice::Retry);
 }
 
@@ -190,7 +270,7 @@ async fn a_rejected_open_closes_the_user_and_nothing_else() {
     let server = Server::start(&binary, &AUTH).await;
     let remotes = [remote(1), remote(7)];
     let (session, _driver) = echoing(&server, server.config(&remotes)).await;
-    let mut user = TcpStream::connect(("127.0.0.1", remotes[0].local_port)).await.unwrap();
+    let mut user = user(remotes[0].local_port).await;
     let end = timeout(PATIENCE, user.read(&mut [0; 10])).await.unwrap();
     assert!(matches!(end, Ok(0) | Err(_)));
     round_trip(remotes[1].local_port, 3, 100_000).await;
@@ -207,7 +287,7 @@ async fn a_stalled_reader_stops_only_its_own_stream() {
     let flooding = tokio::spawn({
         let port = remotes[0].local_port;
         async move {
-            let mut user = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+            let mut user = user(port).await;
             // Ends with an error when the test is over; it never finishes.
             let _ = user.write_all(&vec![7; 100 * 1024 * 1024]).await;
         }
@@ -231,12 +311,19 @@ async fn a_stalled_reader_stops_only_its_own_stream() {
         round_trip(remotes[1].local_port, n, 2 * 1024 * 1024).await;
         timeout(PATIENCE, session.ping()).await.unwrap().unwrap();
     }
-    assert_eq!(session.stats().queued_bytes, 2 * 1024 * 1024, "never more than the window");
+    assert_eq!(
+        session.stats().queued_bytes,
+        2 * 1024 * 1024,
+        "never more than the window"
+    );
     assert!(!flooding.is_finished());
     // Read again, it flows again.
     let mut stalled = stalled;
     let mut data = vec![0; 5 * 1024 * 1024];
-    timeout(PATIENCE, stalled.read_exact(&mut data)).await.unwrap().unwrap();
+    timeout(PATIENCE, stalled.read_exact(&mut data))
+        .await
+        .unwrap()
+        .unwrap();
     assert!(data.iter().all(|byte| *byte == 7));
     flooding.abort();
 }
@@ -247,14 +334,17 @@ async fn an_idle_session_survives_the_servers_keepalive() {
     // The server's default keepalive: a ping each 25 seconds.
     let server = Server::start(&binary, &AUTH).await;
     let remote = remote(7);
-    let (session, driver) = echoing(&server, server.config(&[remote.clone()])).await;
+    let (session, driver) = echoing(&server, server.config(std::slice::from_ref(&remote))).await;
     let before = session.stats().bytes_out;
+    let mut again = interval(Duration::from_millis(200));
     let pinged = async {
         while session.stats().bytes_out == before {
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            again.tick().await;
         }
     };
-    timeout(Duration::from_secs(40), pinged).await.expect("the server's ping is answered");
+    timeout(Duration::from_secs(40), pinged)
+        .await
+        .expect("the server's ping is answered");
     let ended = timeout(Duration::from_secs(6), driver).await;
     assert!(ended.is_err(), "the session ended: {ended:?}");
     round_trip(remote.local_port, 1, 100_000).await;
@@ -264,17 +354,19 @@ async fn an_idle_session_survives_the_servers_keepalive() {
 async fn keys_are_renewed_by_us_under_load_with_every_cipher() {
     let Some(binary) = peer::binary() else { return };
     let server = Server::start(&binary, &AUTH).await;
-    for (ciphers, name) in
-        [(Ciphers::AesFirst, "aes128-gcm@openssh.com"), (Ciphers::ChaChaFirst, "chacha20-poly1305@openssh.com")]
-    {
+    for (ciphers, name) in [
+        (Ciphers::AesFirst, "aes128-gcm@openssh.com"),
+        (Ciphers::ChaChaFirst, "chacha20-poly1305@openssh.com"),
+    ] {
         let remotes = [remote(7), remote(8)];
         let mut config = server.config(&remotes);
         config.ciphers = ciphers;
         config.limits.rekey_bytes = 1024 * 1024;
         let (session, driver) = echoing(&server, config).await;
         assert_eq!(session.algorithms().cipher_in, name);
-        let streams: Vec<_> =
-            (0..4).map(|n| tokio::spawn(round_trip(remotes[n % 2].local_port, n as u64, 4 * 1024 * 1024))).collect();
+        let streams: Vec<_> = (0..4)
+            .map(|n| tokio::spawn(round_trip(remotes[n % 2].local_port, n as u64, 4 * 1024 * 1024)))
+            .collect();
         for stream in streams {
             stream.await.unwrap();
         }
@@ -291,12 +383,12 @@ async fn keys_are_renewed_by_the_server() {
     const TOTAL: u64 = 1100 * 1024 * 1024;
     let server = Server::start(&binary, &AUTH).await;
     let remote = remote(7);
-    let mut config = server.config(&[remote.clone()]);
+    let mut config = server.config(std::slice::from_ref(&remote));
     config.ciphers = Ciphers::ChaChaFirst;
     let (session, mut events, driver) = server.connect(config).await.unwrap();
     tokio::spawn(driver);
     tokio::spawn(async move {
-        let mut user = TcpStream::connect(("127.0.0.1", remote.local_port)).await.unwrap();
+        let mut user = user(remote.local_port).await;
         let block = vec![9; 256 * 1024];
         for _ in 0..TOTAL / block.len() as u64 {
             user.write_all(&block).await.unwrap();
@@ -308,7 +400,10 @@ async fn keys_are_renewed_by_the_server() {
     let mut buffer = vec![0; 256 * 1024];
     let mut seen = 0;
     while seen < TOTAL {
-        let n = timeout(PATIENCE, channel.read(&mut buffer)).await.unwrap().unwrap();
+        let n = timeout(PATIENCE, channel.read(&mut buffer))
+            .await
+            .unwrap()
+            .unwrap();
         assert!(n > 0 && buffer[..n].iter().all(|byte| *byte == 9));
         seen += n as u64;
     }
@@ -321,9 +416,12 @@ async fn the_servers_death_ends_the_session() {
     let Some(binary) = peer::binary() else { return };
     let server = Server::start(&binary, &AUTH).await;
     let remote = remote(7);
-    let (session, mut events, driver) = server.connect(server.config(&[remote.clone()])).await.unwrap();
+    let (session, mut events, driver) = server
+        .connect(server.config(std::slice::from_ref(&remote)))
+        .await
+        .unwrap();
     let driver = tokio::spawn(driver);
-    let mut user = TcpStream::connect(("127.0.0.1", remote.local_port)).await.unwrap();
+    let mut user = user(remote.local_port).await;
     user.write_all(b"hello").await.unwrap();
     let mut channel = timeout(PATIENCE, events.next()).await.unwrap().unwrap().accept();
     let mut data = [0; 5];
@@ -331,7 +429,10 @@ async fn the_servers_death_ends_the_session() {
     drop(server);
     let end = timeout(PATIENCE, driver).await.unwrap().unwrap();
     assert!(matches!(end, SessionEnd::Closed | SessionEnd::Io(_)), "{end:?}");
-    assert_eq!(channel.read(&mut data).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+    assert_eq!(
+        channel.read(&mut data).await.unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionReset
+    );
     assert!(channel.write(&data).await.is_err());
     assert!(events.next().await.is_none());
     timeout(PATIENCE, session.closed()).await.unwrap();

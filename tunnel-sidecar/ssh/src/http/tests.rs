@@ -2,7 +2,12 @@ use super::*;
 use proptest::prelude::*;
 
 fn request<'a>(path: &'a str, headers: &'a [(String, String)]) -> UpgradeRequest<'a> {
-    UpgradeRequest { host: "127.0.0.1:24901", path_and_query: path, headers, key: *b"the sample nonce" }
+    UpgradeRequest {
+        host: "127.0.0.1:24901",
+        path_and_query: path,
+        headers,
+        key: *b"the sample nonce",
+    }
 }
 
 fn header(name: &str, value: &str) -> (String, String) {
@@ -37,11 +42,20 @@ fn host_can_be_overridden_and_the_rest_is_guarded() {
     assert_eq!(request("/a b", &[]).encode(), Err(BadRequest::Path));
     assert_eq!(request("x", &[]).encode(), Err(BadRequest::Path));
     let bad = |name: &str, value: &str| request("/", &[header(name, value)]).encode().unwrap_err();
-    assert!(matches!(bad("X-A", "b\r\nInjected: 1"), BadRequest::Header { .. }));
+    assert!(matches!(
+        bad("X-A", "b\r\nInjected: 1"),
+        BadRequest::Header { .. }
+    ));
     assert!(matches!(bad("X A", "b"), BadRequest::Header { .. }));
     assert!(matches!(bad("", "b"), BadRequest::Header { .. }));
-    assert!(matches!(bad("Sec-WebSocket-Protocol", "b"), BadRequest::ReservedHeader { .. }));
-    assert!(matches!(bad("CONNECTION", "b"), BadRequest::ReservedHeader { .. }));
+    assert!(matches!(
+        bad("Sec-WebSocket-Protocol", "b"),
+        BadRequest::ReservedHeader { .. }
+    ));
+    assert!(matches!(
+        bad("CONNECTION", "b"),
+        BadRequest::ReservedHeader { .. }
+    ));
     assert_eq!(bad("Host", "a b"), BadRequest::Host);
 }
 
@@ -53,7 +67,8 @@ fn accept_value_of_the_rfc() {
 
 #[test]
 fn a_real_answer_is_accepted_without_an_echoed_subprotocol() {
-    let answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n\
+    let answer =
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n\
         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\nSSH-";
     let (response, used) = Response::parse(answer).unwrap().unwrap();
     assert_eq!(response.status, 101);
@@ -71,7 +86,10 @@ fn an_answer_without_proof_is_refused() {
         "HTTP/1.1 101 x\r\nUpgrade: h2c\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
     ] {
         let (response, _) = Response::parse(head.as_bytes()).unwrap().unwrap();
-        assert!(matches!(response.check_upgrade(*b"the sample nonce"), Err(ProtocolError::Upgrade(_))));
+        assert!(matches!(
+            response.check_upgrade(*b"the sample nonce"),
+            Err(ProtocolError::Upgrade(_))
+        ));
     }
 }
 
@@ -104,7 +122,10 @@ fn dates_are_counted_from_1970() {
 fn other_protocols_and_endless_heads_are_told_early() {
     assert_eq!(Response::parse(b"SSH-2.0-x\r\n"), Err(ProtocolError::Http));
     assert_eq!(Response::parse(b"HTTP/2 101\r\n\r\n"), Err(ProtocolError::Http));
-    assert_eq!(Response::parse(b"HTTP/1.1 1x1 a\r\n\r\n"), Err(ProtocolError::Http));
+    assert_eq!(
+        Response::parse(b"HTTP/1.1 1x1 a\r\n\r\n"),
+        Err(ProtocolError::Http)
+    );
     assert_eq!(Response::parse(b"HTT"), Ok(None));
     let mut endless = b"HTTP/1.1 101 x\r\n".to_vec();
     endless.resize(MAX_HEAD, b'a');

@@ -9,15 +9,23 @@ const IV: [u8; 12] = [1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 254];
 fn pair(cipher: Option<Cipher>) -> (Sealer, Opener) {
     let (mut sealer, mut opener) = (Sealer::new(), Opener::new());
     if let Some(cipher) = cipher {
-        let keys = Keys { cipher, key: &KEY[..cipher.key_len()], iv: IV };
+        let keys = Keys {
+            cipher,
+            key: &KEY[..cipher.key_len()],
+            iv: IV,
+        };
         sealer.change_keys(&keys, true).unwrap();
         opener.change_keys(&keys, true).unwrap();
     }
     (sealer, opener)
 }
 
-const ALL: [Option<Cipher>; 4] =
-    [None, Some(Cipher::Aes128Gcm), Some(Cipher::Aes256Gcm), Some(Cipher::ChaCha20Poly1305)];
+const ALL: [Option<Cipher>; 4] = [
+    None,
+    Some(Cipher::Aes128Gcm),
+    Some(Cipher::Aes256Gcm),
+    Some(Cipher::ChaCha20Poly1305),
+];
 
 /// The GCM framing checked against the cipher used by hand: clear length as associated data, counter in the last eight bytes of the nonce.
 #[test]
@@ -37,7 +45,9 @@ fn gcm_framing_opens_by_hand() {
         let mut nonce = IV;
         nonce[4..].copy_from_slice(&count.to_be_bytes());
         let (head, body) = packet.split_at_mut(4);
-        let plain = key.open_in_place(Nonce::assume_unique_for_key(nonce), Aad::from(&*head), body).unwrap();
+        let plain = key
+            .open_in_place(Nonce::assume_unique_for_key(nonce), Aad::from(&*head), body)
+            .unwrap();
         assert_eq!(plain[0], 12);
         assert_eq!(&plain[1..20], payload);
         assert_eq!(plain.len(), 32);
@@ -54,7 +64,11 @@ fn changed_bytes_and_repeated_packets_are_noticed() {
             let (_, mut opener) = pair(Some(cipher));
             let mut changed = packet.clone();
             changed[at] ^= 1;
-            assert_eq!(opener.open(&mut changed), Err(ProtocolError::Integrity), "{cipher:?} byte {at}");
+            assert_eq!(
+                opener.open(&mut changed),
+                Err(ProtocolError::Integrity),
+                "{cipher:?} byte {at}"
+            );
         }
         let (_, mut opener) = pair(Some(cipher));
         opener.open(&mut packet.clone()).unwrap().unwrap();
@@ -67,7 +81,11 @@ fn lengths_and_padding_have_limits() {
     let open = |bytes: &[u8]| pair(None).1.open(&mut bytes.to_vec());
     assert_eq!(open(&[0, 0, 0]), Ok(None));
     for length in [0_u32, 4, 5, 11, 13, 256 * 1024 + 4, u32::MAX] {
-        assert_eq!(open(&length.to_be_bytes()), Err(ProtocolError::PacketLength(length)), "{length}");
+        assert_eq!(
+            open(&length.to_be_bytes()),
+            Err(ProtocolError::PacketLength(length)),
+            "{length}"
+        );
     }
     assert_eq!(open(&(256 * 1024 - 4_u32).to_be_bytes()), Ok(None));
     let with_padding = |padding: u8| {
@@ -79,9 +97,18 @@ fn lengths_and_padding_have_limits() {
     for padding in [0, 3, 11, 12, 255] {
         assert_eq!(with_padding(padding), Err(ProtocolError::Padding), "{padding}");
     }
-    assert_eq!(with_padding(10), Ok(Some(Opened { consumed: 16, payload: 5..6 })));
+    assert_eq!(
+        with_padding(10),
+        Ok(Some(Opened {
+            consumed: 16,
+            payload: 5..6
+        }))
+    );
     let too_long = vec![0; MAX_LENGTH];
-    assert!(matches!(pair(None).0.seal(&mut Vec::new(), &[&too_long]), Err(ProtocolError::PacketLength(_))));
+    assert!(matches!(
+        pair(None).0.seal(&mut Vec::new(), &[&too_long]),
+        Err(ProtocolError::PacketLength(_))
+    ));
 }
 
 proptest! {

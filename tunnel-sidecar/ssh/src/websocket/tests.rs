@@ -61,8 +61,10 @@ fn each_message_has_its_own_key() {
     for _ in 0..8 {
         append(&mut out, &[0; 200]);
     }
-    let mut keys: Vec<[u8; 4]> =
-        out.chunks(208).map(|frame| Header::parse(frame).unwrap().unwrap().0.key.unwrap()).collect();
+    let mut keys: Vec<[u8; 4]> = out
+        .chunks(208)
+        .map(|frame| Header::parse(frame).unwrap().unwrap().0.key.unwrap())
+        .collect();
     keys.sort_unstable();
     keys.dedup();
     assert!(keys.len() > 6, "random keys repeat: {keys:?}");

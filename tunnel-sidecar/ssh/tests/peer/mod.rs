@@ -1,49 +1,61 @@
 //! The unmodified Go chisel server as a child process on loopback, and a client of ours connected to it.
 
-use chisel_ssh::{Channel, ClientConfig, ConnectError, Driver, Fingerprint, Password, Session, SessionEvents, Trust, chisel, connect};
+use chisel_ssh::{
+    Channel, ClientConfig, ConnectError, Driver, Fingerprint, Password, Session, SessionEvents, Trust,
+    chisel, connect,
+};
 use std::{path::PathBuf, process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncBufReadExt, BufReader, copy, split},
     net::TcpStream,
     process::{Child, Command},
-    time::timeout,
+    time::{interval, timeout},
 };
 
 /// For anything that takes milliseconds on an idle machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The server's binary; a missing one fails the test unless that was allowed.
-pub fn binary() -> Option<PathBuf> {
+pub(crate) fn binary() -> Option<PathBuf> {
     let cache = || {
         let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
         let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or(home)?;
         Some(base.join("pipeops-agent/peers/chisel-1.11.3/chisel"))
     };
-    let path = std::env::var_os("PIPEOPS_PEERS_CHISEL").map(PathBuf::from).or_else(cache);
+    let path = std::env::var_os("PIPEOPS_PEERS_CHISEL")
+        .map(PathBuf::from)
+        .or_else(cache);
     if let Some(path) = path.filter(|path| path.exists()) {
         return Some(path);
     }
     let allowed = std::env::var_os("ALLOW_MISSING_PEERS").is_some_and(|value| value == "1");
-    assert!(allowed, "the chisel server v1.11.3 is missing: set PIPEOPS_PEERS_CHISEL to its path");
+    assert!(
+        allowed,
+        "the chisel server v1.11.3 is missing: set PIPEOPS_PEERS_CHISEL to its path"
+    );
     println!("skipped: the chisel server is missing");
     None
 }
 
 /// A port nobody uses at this moment. The server cannot tell which one it got, so it must be told.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+pub(crate) fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 /// A running server; killed when dropped.
-pub struct Server {
+pub(crate) struct Server {
     _child: Child,
-    pub port: u16,
-    pub fingerprint: Fingerprint,
+    pub(crate) port: u16,
+    pub(crate) fingerprint: Fingerprint,
 }
 
 impl Server {
     /// Starts a server with these further arguments and waits until it listens.
-    pub async fn start(binary: &PathBuf, arguments: &[&str]) -> Self {
+    pub(crate) async fn start(binary: &PathBuf, arguments: &[&str]) -> Self {
         for _ in 0..5 {
             if let Some(server) = Self::try_start(binary, arguments).await {
                 return server;
@@ -77,11 +89,15 @@ impl Server {
         }
         // Read on, so that the server never waits for its log.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Some(Self { _child: child, port, fingerprint: fingerprint? })
+        Some(Self {
+            _child: child,
+            port,
+            fingerprint: fingerprint?,
+        })
     }
 
     /// A configuration that this server accepts, for these remotes.
-    pub fn config(&self, remotes: &[chisel::Remote]) -> ClientConfig {
+    pub(crate) fn config(&self, remotes: &[chisel::Remote]) -> ClientConfig {
         let mut config = ClientConfig::new(&format!("127.0.0.1:{}", self.port), "/");
         config.user = "user".to_owned();
         config.password = Password::new("pass:word".to_owned());
@@ -90,7 +106,7 @@ impl Server {
         config
     }
 
-    pub async fn connect(
+    pub(crate) async fn connect(
         &self,
         config: ClientConfig,
     ) -> Result<(Session, SessionEvents, Driver<TcpStream>), ConnectError> {
@@ -101,7 +117,7 @@ impl Server {
 }
 
 /// A reversed remote from a free port of the server to a target that names it.
-pub fn remote(target_port: u16) -> chisel::Remote {
+pub(crate) fn remote(target_port: u16) -> chisel::Remote {
     chisel::Remote {
         local_host: "127.0.0.1".to_owned(),
         local_port: free_port(),
@@ -113,7 +129,21 @@ pub fn remote(target_port: u16) -> chisel::Remote {
 }
 
 /// Sends back what arrives.
-pub async fn echo(channel: Channel) {
+pub(crate) async fn echo(channel: Channel) {
     let (mut from, mut to) = split(channel);
     let _ = copy(&mut from, &mut to).await;
+}
+
+/// A user's connection to a port of the server, which begins to listen a moment after it has accepted the remotes.
+pub(crate) async fn user(port: u16) -> TcpStream {
+    let mut again = interval(Duration::from_millis(5));
+    let connecting = async {
+        loop {
+            again.tick().await;
+            if let Ok(stream) = TcpStream::connect(("127.0.0.1", port)).await {
+                return stream;
+            }
+        }
+    };
+    timeout(PATIENCE, connecting).await.unwrap()
 }
