@@ -1,1 +1,8 @@
-//! See the workspace README.
+//! agent-core
+#![forbid(unsafe_code)]
+pub mod cli;
+pub mod config;
+mod kubernetes;
+mod session;
+mod state;
+mod wire;

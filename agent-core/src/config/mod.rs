@@ -1,0 +1,527 @@
+//! The configuration: every source, every name of the documents before us, all faults at once.
+//!
+//! [`load`] takes flags, environment and file (in this order of strength) through [`raw`] into a [`Config`], in
+//! which nothing is optional that is not optional to the agent. agent-core alone reads the documents' file and
+//! variables; the siblings learn from it over gRPC.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use runtime::{
+    backoff::Policy,
+    config::{Env, Problems},
+    dial::url_is_loopback,
+    secret::{ExposeSecret as _, SecretString, TokenFile},
+    telemetry::LogFormat,
+};
+use url::Url;
+
+pub(crate) mod keys;
+mod parts;
+pub(crate) mod raw;
+mod read;
+#[cfg(test)]
+mod tests;
+
+use self::{raw::Raw, read::Reader};
+pub use self::{
+    parts::{DialConfig, Digest, DoorToken, ForwardConfig, Mode, ProxyConfig, TunnelConfig},
+    read::Effective,
+};
+
+/// Where the hosted control plane is (seed 003).
+const DEFAULT_API_URL: &str = "https://api.pipeops.sh";
+/// Beat of profile `classic` (seed 003).
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// A beat that is not answered by then is missed; the next one does not wait for it.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(10);
+/// One registration call (`pipeops.timeout` of the seeds).
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// First and largest ceiling between registrations (the Go agent's own numbers).
+const BACKOFF_MIN: Duration = Duration::from_millis(500);
+const BACKOFF_MAX: Duration = Duration::from_secs(15);
+/// Five below the chart's `terminationGracePeriodSeconds`.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(25);
+/// Siblings report at least every 10 s; two may be lost.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(25);
+/// Keeps a quiet event stream open through proxies (seed 000).
+const SSE_HEARTBEAT: Duration = Duration::from_secs(30);
+/// A WebSocket that sent nothing for so long is closed (seed 000).
+const REALTIME_IDLE: Duration = Duration::from_secs(300);
+/// Streams for people, together (seed 000).
+const REALTIME_MAX: usize = 100;
+
+/// What agent-core runs with.
+#[derive(Debug)]
+pub struct Config {
+    /// HTTP for kubelet, Prometheus and people.
+    pub http_listen: SocketAddr,
+    /// Local gRPC; always a loopback address.
+    pub grpc_listen: SocketAddr,
+    /// Holds the operator token and the write-through copy of the state.
+    pub private_dir: PathBuf,
+    /// Shared with tunnel-sidecar only.
+    pub edge_tunnel_dir: PathBuf,
+    /// Shared with k8s-proxy only.
+    pub edge_proxy_dir: PathBuf,
+    /// How long a drain may last.
+    pub drain_timeout: Duration,
+    /// Where the bound addresses are written.
+    pub addresses_file: Option<PathBuf>,
+    /// Where the last sentence goes when the process ends for good.
+    pub termination_log: PathBuf,
+    /// A sibling that said nothing for so long is unknown.
+    pub report_timeout: Duration,
+    /// Log filter.
+    pub log_level: String,
+    /// Log format.
+    pub log_format: LogFormat,
+    /// OTLP endpoint.
+    pub otlp_endpoint: Option<String>,
+    /// Who the agent is.
+    pub identity: IdentityConfig,
+    /// Who it reports to.
+    pub control_plane: ControlPlaneConfig,
+    /// How it reaches the Kubernetes API, and what it hands out about it.
+    pub kubernetes: KubernetesConfig,
+    /// Where its identity is kept.
+    pub state: StateConfig,
+    /// The pod around it.
+    pub pod: PodConfig,
+    /// What tunnel-sidecar is told.
+    pub tunnel: TunnelConfig,
+    /// What k8s-proxy is told.
+    pub proxy: ProxyConfig,
+    /// The local server.
+    pub server: ServerConfig,
+    /// Accepted settings without effect, one line each.
+    pub notes: Vec<String>,
+    /// The settings in force, for the log and for `check-config`.
+    pub effective: Vec<Effective>,
+}
+
+/// Names of the agent and its cluster.
+#[derive(Debug)]
+pub struct IdentityConfig {
+    /// Set by the owner; made up and kept otherwise.
+    pub agent_id: Option<String>,
+    /// Name of the agent for people.
+    pub name: String,
+    /// Name under which the cluster is registered.
+    pub cluster_name: String,
+    /// Sent with the registration.
+    pub labels: Vec<(String, String)>,
+    /// What is sent as `agent_version`; our own version otherwise.
+    pub version: Option<String>,
+}
+
+/// The control plane's address and how it is spoken to.
+#[derive(Debug)]
+pub struct ControlPlaneConfig {
+    /// Base URL.
+    pub url: Url,
+    /// The bearer.
+    pub token: TokenSource,
+    /// One registration or tunnel call.
+    pub timeout: Duration,
+    /// PEM of roots beside the system's.
+    pub ca_pem: Option<Vec<u8>>,
+    /// Between two heartbeats.
+    pub heartbeat_interval: Duration,
+    /// One heartbeat.
+    pub heartbeat_timeout: Duration,
+    /// Between registrations.
+    pub backoff: Policy,
+}
+
+/// Where a token comes from.
+#[derive(Debug)]
+pub enum TokenSource {
+    /// Given as a value.
+    Value(SecretString),
+    /// Read from a file at each use, so that a rotated token is used at once.
+    File(TokenFile),
+}
+
+impl TokenSource {
+    /// The token at this moment.
+    ///
+    /// # Errors
+    /// A sentence, when the file is missing, empty or cannot be read.
+    pub fn read(&self) -> Result<SecretString, String> {
+        match self {
+            Self::Value(token) => Ok(token.clone()),
+            Self::File(file) => match file.read() {
+                Ok(Some(token)) => Ok(token),
+                Ok(None) => Err(format!("{} is missing or empty", file.path().display())),
+                Err(error) => Err(format!("cannot read {}: {error}", file.path().display())),
+            },
+        }
+    }
+}
+
+/// The Kubernetes side.
+#[derive(Debug)]
+pub struct KubernetesConfig {
+    /// k8s-proxy's local door.
+    pub door: Url,
+    /// Whether the agent runs in a pod.
+    pub in_cluster: bool,
+    /// Sent with the registration only when the owner gave it.
+    pub service_token: Option<TokenSource>,
+    /// Likewise.
+    pub ca_cert_data: Option<String>,
+}
+
+/// Where the identity is kept.
+#[derive(Clone, Debug)]
+pub struct StateConfig {
+    /// Secret or file.
+    pub backend: StateBackend,
+    /// The Secret's name.
+    pub secret_name: String,
+    /// The ConfigMap in which the Go agent kept its identity.
+    pub configmap_name: String,
+    /// Their namespace.
+    pub namespace: String,
+    /// The file of the file backend.
+    pub file: PathBuf,
+    /// The copy beside the Secret.
+    pub copy: PathBuf,
+}
+
+/// The kinds of state store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateBackend {
+    /// A Kubernetes Secret through the local door, with a copy in the private folder.
+    Secret,
+    /// One file.
+    File,
+}
+
+/// The pod, as far as the downward API tells it.
+#[derive(Clone, Debug, Default)]
+pub struct PodConfig {
+    /// Name of the pod.
+    pub name: Option<String>,
+    /// Its namespace.
+    pub namespace: Option<String>,
+    /// Its UID.
+    pub uid: Option<String>,
+    /// The node it runs on.
+    pub node_name: Option<String>,
+    /// The node's address.
+    pub host_ip: Option<IpAddr>,
+}
+
+/// The local HTTP server.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Serve `/ws`.
+    pub websocket: bool,
+    /// Serve `/api/realtime/events`.
+    pub sse: bool,
+    /// Serve the page.
+    pub dashboard: bool,
+    /// Host names under which a browser may come, beside addresses and `localhost`.
+    pub allowed_hosts: Vec<String>,
+    /// Between two events of a quiet stream.
+    pub sse_heartbeat: Duration,
+    /// Silence after which a WebSocket is closed.
+    pub idle: Duration,
+    /// How many realtime streams may be open.
+    pub max_streams: usize,
+}
+
+/// Reads all sources. `flags` maps the path of a key to what its flag said; `file` is what `--config` named.
+///
+/// # Errors
+/// Every fault there is, at once.
+pub fn load(flags: &BTreeMap<&'static str, String>, file: Option<&Path>, env: &Env) -> Result<Config, Problems> {
+    let mut raw = Raw::default();
+    let mut problems = Problems::new();
+    raw.flags(flags);
+    raw.environment(env, &mut problems);
+    let candidates = match file {
+        Some(path) => vec![path.to_path_buf()],
+        None => default_files(env),
+    };
+    for path in candidates {
+        let shown = path.display().to_string();
+        match std::fs::read_to_string(&path) {
+            Ok(text) => {
+                raw.file(&shown, &text, &mut problems);
+                break;
+            }
+            Err(error) if file.is_some() => {
+                problems.push("config", "from flag --config", Some(&shown), format!("cannot be read: {error}"));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {}
+            Err(error) => {
+                problems.push("config", format!("from file {shown}"), None, format!("cannot be read: {error}"));
+            }
+        }
+    }
+    let mut reader = Reader { raw: &raw, problems, effective: Vec::new() };
+    let config = read_config(&mut reader);
+    let Reader { problems, effective, .. } = reader;
+    let notes = raw.notes;
+    match config {
+        Some(config) => problems.into_result(Config { notes, effective, ..config }),
+        None => Err(problems),
+    }
+}
+
+/// The places of the seeds, in their order.
+fn default_files(env: &Env) -> Vec<PathBuf> {
+    let dirs = env.get("HOME").map(PathBuf::from).into_iter();
+    dirs.chain([PathBuf::from("/etc/pipeops"), PathBuf::from(".")])
+        .flat_map(|dir| [dir.join(".pipeops-agent.yaml"), dir.join(".pipeops-agent")])
+        .collect()
+}
+
+fn read_config(reader: &mut Reader<'_>) -> Option<Config> {
+    let http_listen = http_listen(reader);
+    let grpc_listen = reader.address_or("process.grpc_listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)));
+    if !grpc_listen.ip().is_loopback() {
+        reader.fault("process.grpc_listen", "must be a loopback address: only this pod may reach it");
+    }
+    let log_format = match reader.raw.get("logging.format") {
+        Some(_) => reader.parsed("logging.format", "text or json").unwrap_or(LogFormat::Text),
+        None => LogFormat::Text,
+    };
+    let debug = reader.switch("agent.debug").unwrap_or(false);
+    let log_level = reader.text_or("logging.level", if debug { "debug" } else { "info" });
+    let private_dir = reader.path_or("process.private_dir", "/run/pipeops/private");
+    let pod = PodConfig {
+        name: reader.text("pod.name"),
+        namespace: reader.text("pod.namespace"),
+        uid: reader.text("pod.uid"),
+        node_name: reader.text("pod.node_name"),
+        host_ip: reader.parsed("pod.host_ip", "an IP address"),
+    };
+    let kubernetes = kubernetes(reader);
+    let state = state(reader, &kubernetes, &pod, &private_dir);
+    let shutdown = reader.duration_or("timeouts.shutdown", DRAIN_TIMEOUT, false);
+    let drain_timeout = reader.duration_or("process.drain_timeout", shutdown, false);
+    let identity = IdentityConfig {
+        agent_id: reader.text("agent.id"),
+        name: reader.text_or("agent.name", "pipeops-agent"),
+        cluster_name: reader.text_or("agent.cluster_name", "default-cluster"),
+        labels: reader.pairs("agent.labels"),
+        version: reader.text("agent.version"),
+    };
+    let tunnel = parts::tunnel(reader, kubernetes.in_cluster);
+    let proxy = parts::proxy(reader);
+    let server = server(reader, &pod);
+    let report_timeout = reader.duration_or("process.report_timeout", REPORT_TIMEOUT, false);
+    let otlp_endpoint = reader.url("telemetry.otlp_endpoint", &["http", "https"]).map(|url| url.to_string());
+    let addresses_file = reader.path("process.addresses_file");
+    let termination_log = reader.path_or("process.termination_log", "/dev/termination-log");
+    let edge_tunnel_dir = reader.path_or("process.edge_tunnel_dir", "/run/pipeops/edge-tunnel");
+    let edge_proxy_dir = reader.path_or("process.edge_proxy_dir", "/run/pipeops/edge-proxy");
+    let control_plane = control_plane(reader)?;
+    Some(Config {
+        http_listen,
+        grpc_listen,
+        private_dir,
+        edge_tunnel_dir,
+        edge_proxy_dir,
+        drain_timeout,
+        addresses_file,
+        termination_log,
+        report_timeout,
+        log_level,
+        log_format,
+        otlp_endpoint,
+        identity,
+        control_plane,
+        kubernetes,
+        state,
+        pod,
+        tunnel,
+        proxy,
+        server,
+        notes: Vec::new(),
+        effective: Vec::new(),
+    })
+}
+
+fn http_listen(reader: &mut Reader<'_>) -> SocketAddr {
+    let port = match reader.raw.get("agent.port") {
+        Some(_) => reader.parsed::<u16>("agent.port", "a port (0 to 65535)").unwrap_or(0),
+        None => 8080,
+    };
+    reader.address_or("process.http_listen", SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+}
+
+fn control_plane(reader: &mut Reader<'_>) -> Option<ControlPlaneConfig> {
+    let allow_insecure = reader.switch_or("pipeops.allow_insecure", false);
+    let name = if reader.raw.get("pipeops.api_url").is_some() || reader.raw.get("agent.api_url").is_none() {
+        "pipeops.api_url"
+    } else {
+        "agent.api_url"
+    };
+    let url = match reader.raw.get(name) {
+        Some(_) => reader.url(name, &["https", "http"]),
+        None => Url::parse(&reader.text_or("pipeops.api_url", DEFAULT_API_URL)).ok(),
+    };
+    if let Some(url) = &url
+        && url.scheme() == "http"
+        && !url_is_loopback(url)
+        && !allow_insecure
+    {
+        reader.fault(
+            name,
+            "would send the token in clear: use https, or set pipeops.allow_insecure: true if the network is trusted",
+        );
+    }
+    if reader.switch("pipeops.tls.insecure_skip_verify") == Some(true) {
+        reader.fault(
+            "pipeops.tls.insecure_skip_verify",
+            "is not supported: certificates are always verified; name the control plane's CA in pipeops.tls.ca_file",
+        );
+    }
+    let ca_pem = parts::pem(reader, "pipeops.tls.ca_file");
+    let token = token(reader);
+    let timeout = reader.duration_or("pipeops.timeout", REQUEST_TIMEOUT, false);
+    let timeout = reader.duration_or("timeouts.registration", timeout, false);
+    let heartbeat_timeout = reader.duration_or("timeouts.heartbeat", HEARTBEAT_TIMEOUT, false);
+    // The Go agent's name for the same pace.
+    let interval = reader.duration_or("agent.heartbeat_interval_connected", HEARTBEAT_INTERVAL, false);
+    let heartbeat_interval = reader.duration_or("agent.heartbeat_interval", interval, false);
+    let min = reader.duration_or("registration.backoff_min", BACKOFF_MIN, false);
+    let max = reader.duration_or("registration.backoff_max", BACKOFF_MAX.max(min), false);
+    if max < min {
+        reader.fault("registration.backoff_max", "is less than registration.backoff_min");
+    }
+    Some(ControlPlaneConfig {
+        url: url?,
+        token: token?,
+        timeout,
+        ca_pem,
+        heartbeat_interval,
+        heartbeat_timeout,
+        backoff: Policy { min, max, stable: max },
+    })
+}
+
+fn token(reader: &mut Reader<'_>) -> Option<TokenSource> {
+    if let Some(path) = reader.path("pipeops.token_file") {
+        let source = TokenSource::File(TokenFile::new(path));
+        if let Err(reason) = source.read() {
+            reader.fault("pipeops.token_file", reason);
+        }
+        return Some(source);
+    }
+    let token = match reader.secret("pipeops.token") {
+        Some(token) => Some(token),
+        None => reader.secret("agent.token"),
+    };
+    match token {
+        Some(token) if token.expose_secret().chars().any(|c| c.is_control() || c.is_whitespace()) => {
+            reader.fault("pipeops.token", "holds white space or control characters");
+            None
+        }
+        Some(token) => Some(TokenSource::Value(token)),
+        None => {
+            reader.fault(
+                "pipeops.token",
+                "is missing: set PIPEOPS_TOKEN, or name a file in PIPEOPS_TOKEN_FILE",
+            );
+            None
+        }
+    }
+}
+
+fn kubernetes(reader: &mut Reader<'_>) -> KubernetesConfig {
+    let door = match reader.raw.get("kubernetes.door") {
+        Some(_) => reader.url("kubernetes.door", &["http"]),
+        None => Url::parse(&reader.text_or("kubernetes.door", "http://127.0.0.1:8001")).ok(),
+    };
+    if door.as_ref().is_some_and(|door| !url_is_loopback(door)) {
+        reader.fault("kubernetes.door", "must be k8s-proxy's door on this host: the edge token goes there");
+    }
+    let in_cluster = reader.switch_or("kubernetes.in_cluster", false);
+    let service_token = match reader.path("kubernetes.service_token_file") {
+        Some(path) => {
+            let source = TokenSource::File(TokenFile::new(path));
+            if let Err(reason) = source.read() {
+                reader.fault("kubernetes.service_token_file", reason);
+            }
+            Some(source)
+        }
+        None => reader.secret("kubernetes.service_token").map(TokenSource::Value),
+    };
+    KubernetesConfig {
+        door: door.unwrap_or_else(loopback_url),
+        in_cluster,
+        service_token,
+        ca_cert_data: reader.text("kubernetes.ca_cert_data"),
+    }
+}
+
+/// Stands in for a URL whose fault is noted already.
+fn loopback_url() -> Url {
+    #[expect(clippy::expect_used, reason = "a constant URL")]
+    Url::parse("http://127.0.0.1").expect("a constant URL")
+}
+
+fn state(
+    reader: &mut Reader<'_>,
+    kubernetes: &KubernetesConfig,
+    pod: &PodConfig,
+    private_dir: &Path,
+) -> StateConfig {
+    let backend = match reader.text_or("state.backend", "auto").as_str() {
+        "secret" => StateBackend::Secret,
+        "file" => StateBackend::File,
+        "auto" if kubernetes.in_cluster => StateBackend::Secret,
+        "auto" => StateBackend::File,
+        _ => {
+            reader.fault("state.backend", "is none of auto, secret and file");
+            StateBackend::File
+        }
+    };
+    let given = reader.text("kubernetes.namespace");
+    let namespace =
+        pod.namespace.clone().or(given).unwrap_or_else(|| "pipeops-system".to_owned());
+    StateConfig {
+        backend,
+        secret_name: reader.text_or("state.secret_name", "pipeops-agent-state"),
+        configmap_name: reader.text_or("state.configmap_name", "pipeops-agent-state"),
+        namespace: reader.text_or("state.namespace", &namespace),
+        file: reader.path_or("state.file", "/var/lib/pipeops/agent-state.yaml"),
+        copy: private_dir.join("agent-state.yaml"),
+    }
+}
+
+fn server(reader: &mut Reader<'_>, pod: &PodConfig) -> ServerConfig {
+    let mut allowed_hosts = reader.texts("server.allowed_hosts");
+    // How the Service of the chart and Docker's own name for the host are typed into a browser.
+    allowed_hosts.push("host.docker.internal".to_owned());
+    allowed_hosts.extend(pod.name.clone());
+    if let Some(namespace) = &pod.namespace {
+        allowed_hosts.push(format!("pipeops-agent.{namespace}"));
+        allowed_hosts.push(format!("pipeops-agent.{namespace}.svc"));
+        allowed_hosts.push(format!("pipeops-agent.{namespace}.svc.cluster.local"));
+    }
+    let max_streams = match reader.raw.get("realtime.max_connections") {
+        Some(_) => reader.parsed("realtime.max_connections", "a number").unwrap_or(REALTIME_MAX),
+        None => REALTIME_MAX,
+    };
+    ServerConfig {
+        websocket: reader.switch_or("server.enable_websocket", true),
+        sse: reader.switch_or("server.enable_sse", true),
+        dashboard: reader.switch_or("server.enable_dashboard", true),
+        allowed_hosts,
+        sse_heartbeat: reader.duration_or("realtime.sse_heartbeat", SSE_HEARTBEAT, false),
+        idle: reader.duration_or("realtime.connection_timeout", REALTIME_IDLE, false),
+        max_streams,
+    }
+}
