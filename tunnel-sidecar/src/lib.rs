@@ -1,1 +1,63 @@
-//! See the workspace README.
+//! tunnel-sidecar: many forwards on one chisel connection.
+//!
+//! # The way of the data
+//!
+//! ```text
+//!            agent-core (127.0.0.1:7070)
+//!      spec │ ▲ report
+//!   ┌───────▼─┴───────────────────────────────────────────────────────────────┐
+//!   │ core ──► spec ──► link::manager ── plan ──► link::lane ── link::open ────┼──► chisel server
+//!   │           │            │                     │  one session, pings       │     listens on R: ports
+//!   │        targets       status              carrier ◄── channel ────────────┼──◄  users
+//!   │        never           │                     │                           │
+//!   │                   report, control         reach (DNS, never-list) ───────┼──► local services
+//!   └──────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! [`core`] receives the desired state; [`spec`] reads it once into typed parts, with [`targets`] and [`never`]
+//! deciding what may be dialled; [`link`] keeps the sessions; [`carrier`] carries each connection; [`status`] is what
+//! everybody outside is told, by [`report`], [`control`], probes and [`metrics`].
+//!
+//! # Invariants
+//!
+//! * No password leaves before TLS is verified or the server's key is the expected one.
+//! * Nothing is dialled that is not a forward of the present spec, and nothing on the never-list at all.
+//! * A lost agent-core changes nothing: the last spec is kept for ever.
+//! * A stalled target, a refused port and a bad forward cost themselves only.
+#![forbid(unsafe_code)]
+
+pub mod address;
+mod app;
+mod buffers;
+pub mod carrier;
+pub mod config;
+pub mod connections;
+pub mod control;
+pub mod core;
+pub mod known;
+pub mod link;
+pub mod metrics;
+pub mod never;
+pub mod plan;
+pub mod reach;
+pub mod remotes;
+pub mod report;
+pub mod server;
+pub mod spec;
+pub mod status;
+pub mod targets;
+pub mod timing;
+
+pub use app::{App, Bound, Error};
+pub use config::{Args, Config};
+
+/// What was built.
+pub const BUILD: runtime::build::BuildInfo = runtime::build::build_info("tunnel-sidecar");
+
+/// Name of the token file in the private folder.
+const OPERATOR_TOKEN: &str = "operator-token";
+
+/// The token of people and tools, made by this container for itself.
+pub fn operator_token(config: &Config) -> runtime::secret::TokenFile {
+    runtime::secret::TokenFile::new(config.private_dir.join(OPERATOR_TOKEN))
+}

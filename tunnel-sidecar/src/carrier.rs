@@ -1,0 +1,247 @@
+//! From a channel the server opens to a target, and back.
+//!
+//! ```text
+//!   open "name:port" ─► one of our forwards? ─► room? ─► reach the target ─► accept ─► copy both ways
+//!                          no: prohibited       no: resource shortage   no: connect failed, with the reason
+//! ```
+//!
+//! The target is reached *before* the channel is accepted, so that a user behind the server sees a refused
+//! connection where there is one. Each connection is a task of its own with the transport's flow control behind it: a
+//! target that does not read stops nobody else.
+//!
+//! chisel has no half-close: when either side ends, both do. What can be kept is kept: everything a target sent
+//! before it closed reaches the user, and everything the server had sent by then reaches a target that still reads.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use chisel_ssh::{Channel, IncomingChannel, RejectReason};
+use runtime::supervise::Supervisor;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+use tracing::debug;
+
+use crate::{
+    address::HostPort,
+    buffers::Buffers,
+    connections::{Connections, Direction, Guard},
+    metrics::{Counters, Opened},
+    never::Never,
+    plan::LaneId,
+    reach::{Unreached, reach},
+    timing::Timing,
+};
+
+/// Connections at a time: each costs two sockets' worth of kernel memory and, when stalled, a window of ours.
+pub const MAX_CONNECTIONS: usize = 4096;
+
+/// What a channel target of ours leads to.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// Name of the forward.
+    pub forward: String,
+    /// What is dialled.
+    pub dials: HostPort,
+    /// Its counters.
+    pub counters: Counters,
+}
+
+/// Carries the connections of all sessions; clones share it.
+#[derive(Clone, Debug)]
+pub struct Carrier {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    routes: Mutex<HashMap<String, Route>>,
+    connections: Connections,
+    room: Arc<Semaphore>,
+    limit: usize,
+    never: Never,
+    buffers: Buffers,
+    timing: Timing,
+    supervisor: Supervisor,
+}
+
+impl Carrier {
+    /// Carries at most `limit` connections at a time.
+    pub fn new(
+        connections: Connections,
+        limit: usize,
+        never: Never,
+        timing: Timing,
+        supervisor: Supervisor,
+    ) -> Self {
+        let inner = Inner {
+            routes: Mutex::default(),
+            connections,
+            room: Arc::new(Semaphore::new(limit)),
+            limit,
+            never,
+            buffers: Buffers::default(),
+            timing,
+            supervisor,
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Replaces what channel targets lead to, and closes connections that lead elsewhere than their forward does.
+    pub fn set_routes(&self, routes: HashMap<String, Route>) {
+        let leads: HashMap<String, HostPort> = routes
+            .values()
+            .map(|route| (route.forward.clone(), route.dials.clone()))
+            .collect();
+        *self.inner.routes.lock().unwrap_or_else(PoisonError::into_inner) = routes;
+        self.inner
+            .connections
+            .close_where(|open| leads.get(&open.forward) != Some(&open.target));
+    }
+
+    /// The open connections.
+    pub fn connections(&self) -> &Connections {
+        &self.inner.connections
+    }
+
+    /// Takes a channel that the server opens on the session of `lane`. Returns at once.
+    pub fn take(&self, lane: LaneId, open: IncomingChannel) {
+        let route = {
+            let routes = self.inner.routes.lock().unwrap_or_else(PoisonError::into_inner);
+            routes.get(open.target()).cloned()
+        };
+        let Some(route) = route else {
+            // The server may name any address; only what we asked for is ever dialled.
+            tracing::warn!(
+                asked = open.target(),
+                "the server opened a channel to what is no forward of ours"
+            );
+            open.reject(RejectReason::Prohibited, "not a forward of this client");
+            return;
+        };
+        if self.inner.supervisor.is_draining() {
+            route.counters.opened(Opened::Draining);
+            open.reject(RejectReason::ConnectFailed, "tunnel-sidecar is shutting down");
+            return;
+        }
+        let Ok(room) = Arc::clone(&self.inner.room).try_acquire_owned() else {
+            route.counters.opened(Opened::Limit);
+            let limit = self.inner.limit;
+            open.reject(
+                RejectReason::ResourceShortage,
+                &format!("{limit} connections are open, which is the limit"),
+            );
+            return;
+        };
+        let carrier = self.clone();
+        self.inner.supervisor.spawn("connection", async move {
+            carrier.carry(lane, open, &route, room).await
+        });
+    }
+
+    async fn carry(&self, lane: LaneId, open: IncomingChannel, route: &Route, room: OwnedSemaphorePermit) {
+        let inner = &self.inner;
+        // Entered before the dial: a connection that is being made counts, and can be closed, like one that is open.
+        let guard = inner.connections.enter(lane, &route.forward, &route.dials);
+        let start = Instant::now();
+        let reached = tokio::select! {
+            reached = reach(&route.dials, &inner.never, inner.timing.target) => reached,
+            () = guard.connection().close.cancelled() => {
+                open.reject(RejectReason::ConnectFailed, "the forward was taken back");
+                return;
+            }
+        };
+        match reached {
+            Ok(tcp) => {
+                route.counters.dial.observe(start.elapsed().as_secs_f64());
+                route.counters.opened(Opened::Accepted);
+                route.counters.open.inc();
+                self.copy(open.accept(), tcp, &guard, &route.counters).await;
+                route.counters.open.dec();
+                let ((bytes_in, bytes_out), forward) = (guard.connection().bytes(), &route.forward);
+                debug!(forward, bytes_in, bytes_out, "connection ended");
+            }
+            Err(unreached) => {
+                let result = match unreached {
+                    Unreached::Forbidden(_) => Opened::Forbidden,
+                    Unreached::Resolve { .. } | Unreached::Connect { .. } | Unreached::Timeout { .. } => {
+                        Opened::TargetFailed
+                    }
+                };
+                route.counters.opened(result);
+                debug!(forward = route.forward, "target not reached: {unreached}");
+                open.reject(RejectReason::ConnectFailed, &unreached.to_string());
+            }
+        }
+        drop(room);
+    }
+
+    async fn copy(&self, channel: Channel, mut tcp: TcpStream, guard: &Guard, counters: &Counters) {
+        let (mut from_server, mut to_server) = tokio::io::split(channel);
+        let (mut from_target, mut to_target) = tcp.split();
+        let count_in = |bytes| {
+            counters.bytes_in.inc_by(bytes);
+            guard.count(Direction::In, bytes);
+        };
+        let count_out = |bytes| {
+            counters.bytes_out.inc_by(bytes);
+            guard.count(Direction::Out, bytes);
+        };
+        let server_ended = {
+            let inward = self.pump(&mut from_server, &mut to_target, count_in);
+            let outward = async {
+                self.pump(&mut from_target, &mut to_server, count_out).await?;
+                to_server.shutdown().await
+            };
+            tokio::pin!(inward, outward);
+            tokio::select! {
+                ended = &mut inward => ended.is_ok(),
+                ended = &mut outward => {
+                    if ended.is_ok() {
+                        tokio::time::timeout(self.inner.timing.linger, inward).await.ok();
+                    }
+                    false
+                }
+                () = guard.connection().close.cancelled() => false,
+                () = self.inner.supervisor.cut() => false,
+            }
+        };
+        if server_ended {
+            // The server has forgotten the channel, so there is nobody to send to. But a socket closed with unread
+            // bytes in it is reset, and a reset takes from the target what it has not read yet.
+            to_target.shutdown().await.ok();
+            let rest = async {
+                let mut sink = tokio::io::sink();
+                self.pump(&mut from_target, &mut sink, |_| {}).await
+            };
+            tokio::time::timeout(self.inner.timing.linger, rest).await.ok();
+        }
+        // Dropping both ends closes the channel once and the socket.
+    }
+
+    async fn pump(
+        &self,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
+        count: impl Fn(u64),
+    ) -> io::Result<()> {
+        loop {
+            let bytes = self.inner.buffers.read(from).await?;
+            if bytes.is_empty() {
+                return to.flush().await;
+            }
+            let written = to.write_all(&bytes).await;
+            count(u64::try_from(bytes.len()).unwrap_or_default());
+            self.inner.buffers.give_back(bytes);
+            written?;
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! What has to change so that the sessions carry the desired forwards, with the least disturbance.
+//!
+//! chisel fixes the remotes of a session when it opens, so a session cannot gain or lose a listener. Forwards
+//! therefore ride in *lanes*, each one session, normally a single one for all:
+//!
+//! ```text
+//!   a forward is added    ► its own lane beside the others, nothing is disturbed
+//!   a forward is removed  ► its channels are refused at once; its lane opens anew without it as soon as that
+//!                           disturbs no open connection of another forward
+//!   a target changes      ► nothing: the session does not know targets
+//!   the server refuses a port ► that forward waits in a lane of its own, the rest goes on
+//!   a session is lost     ► lanes that are down come back as one
+//! ```
+//!
+//! Pure: no clock, no socket.
+
+use std::collections::BTreeSet;
+
+use crate::remotes::Listen;
+
+/// More lanes than this are folded into one at the next addition: each is a TCP connection with keys of its own.
+pub const MAX_LANES: usize = 4;
+
+/// Names a lane for as long as it exists.
+pub type LaneId = u64;
+
+/// Why a lane exists apart from the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// For no reason of its own.
+    Common,
+    /// The server could not listen on these ports.
+    PortTaken,
+    /// The server's rules deny these ports.
+    Denied,
+}
+
+/// A lane as the plan sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// Which.
+    pub id: LaneId,
+    /// Why it is apart.
+    pub kind: Kind,
+    /// Whether its session is open.
+    pub connected: bool,
+    /// What it listens on, or will.
+    pub listens: Vec<Listen>,
+    /// Names of its forwards with open connections.
+    pub busy: BTreeSet<String>,
+}
+
+/// A step towards the desired forwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Open a new lane.
+    Start(Vec<Listen>),
+    /// End a lane.
+    Stop(LaneId),
+    /// End a lane's session and open it anew with these.
+    Reopen(LaneId, Vec<Listen>),
+}
+
+/// The steps from the lanes there are to the desired forwards. None when nothing has to change.
+pub fn plan(lanes: &[View], desired: &[Listen]) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut added: Vec<Listen> = desired
+        .iter()
+        .filter(|listen| !lanes.iter().any(|lane| lane.listens.contains(listen)))
+        .cloned()
+        .collect();
+    let mut left = 0;
+    for lane in lanes {
+        let (kept, gone): (Vec<_>, Vec<_>) = lane
+            .listens
+            .iter()
+            .cloned()
+            .partition(|listen| desired.contains(listen));
+        if kept.is_empty() {
+            steps.push(Step::Stop(lane.id));
+            continue;
+        }
+        left += 1;
+        // A port that a new forward wants has to be freed now; else the rest of the lane comes first.
+        let in_the_way = gone
+            .iter()
+            .any(|listen| added.iter().any(|new| new.overlaps(listen)));
+        let disturbs = lane.connected && kept.iter().any(|listen| lane.busy.contains(&listen.name));
+        if !gone.is_empty() && (in_the_way || !disturbs) {
+            steps.push(Step::Reopen(lane.id, kept));
+        }
+    }
+    if added.is_empty() {
+        return steps;
+    }
+    // A lane that opens anyway takes the new ones along.
+    for step in &mut steps {
+        if let Step::Reopen(_, listens) = step {
+            listens.append(&mut added);
+            return steps;
+        }
+    }
+    let stopped: BTreeSet<LaneId> = steps
+        .iter()
+        .filter_map(|step| {
+            if let Step::Stop(id) = step {
+                Some(*id)
+            } else {
+                None
+            }
+        })
+        .collect();
+    let staying = || lanes.iter().filter(|lane| !stopped.contains(&lane.id));
+    let down = staying().find(|lane| !lane.connected && lane.kind == Kind::Common);
+    let quietest = || {
+        staying()
+            .filter(|lane| lane.kind == Kind::Common)
+            .min_by_key(|lane| lane.busy.len())
+    };
+    match down.or_else(|| if left < MAX_LANES { None } else { quietest() }) {
+        Some(lane) => {
+            let kept = lane
+                .listens
+                .iter()
+                .filter(|listen| desired.contains(listen))
+                .cloned();
+            steps.push(Step::Reopen(lane.id, kept.chain(added).collect()));
+        }
+        None => steps.push(Step::Start(added)),
+    }
+    steps
+}
+
+/// Lanes whose forwards a lane takes along when it opens after a loss: those that are down anyway. What the server's
+/// rules deny stays apart, because it would slow the others down.
+pub fn absorbed(lanes: &[View], opening: LaneId) -> Vec<LaneId> {
+    let down = |lane: &&View| lane.id != opening && !lane.connected && lane.kind != Kind::Denied;
+    lanes.iter().filter(down).map(|lane| lane.id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn listen(name: &str, port: u32) -> Listen {
+        Listen::new(name, "", port).unwrap()
+    }
+
+    fn lane(id: LaneId, connected: bool, listens: &[Listen], busy: &[&str]) -> View {
+        let busy = busy.iter().map(|name| (*name).to_owned()).collect();
+        View {
+            id,
+            kind: Kind::Common,
+            connected,
+            listens: listens.to_vec(),
+            busy,
+        }
+    }
+
+    #[test]
+    fn equal_content_changes_nothing() {
+        let all = [listen("a", 1), listen("b", 2)];
+        assert_eq!(plan(&[lane(1, true, &all, &["a"])], &all), []);
+        assert_eq!(plan(&[], &[]), []);
+    }
+
+    #[test]
+    fn an_added_forward_disturbs_nobody() {
+        let (a, b) = (listen("a", 1), listen("b", 2));
+        assert_eq!(
+            plan(&[], std::slice::from_ref(&a)),
+            [Step::Start(vec![a.clone()])]
+        );
+        let up = lane(1, true, std::slice::from_ref(&a), &["a"]);
+        assert_eq!(
+            plan(&[up], &[a.clone(), b.clone()]),
+            [Step::Start(vec![b.clone()])]
+        );
+        let down = lane(1, false, std::slice::from_ref(&a), &[]);
+        assert_eq!(
+            plan(&[down], &[a.clone(), b.clone()]),
+            [Step::Reopen(1, vec![a, b])]
+        );
+    }
+
+    #[test]
+    fn a_removed_forward_waits_for_the_connections_of_the_others() {
+        let (a, b) = (listen("a", 1), listen("b", 2));
+        let both = [a.clone(), b.clone()];
+        assert_eq!(
+            plan(&[lane(1, true, &both, &["a"])], std::slice::from_ref(&a)),
+            []
+        );
+        let step = [Step::Reopen(1, vec![a.clone()])];
+        assert_eq!(
+            plan(&[lane(1, true, &both, &["b"])], std::slice::from_ref(&a)),
+            step
+        );
+        assert_eq!(plan(&[lane(1, true, &both, &[])], &[]), [Step::Stop(1)]);
+    }
+
+    #[test]
+    fn a_port_that_changes_hands_is_freed_at_once() {
+        let (a, b, renamed) = (listen("a", 1), listen("b", 2), listen("c", 2));
+        let lanes = [lane(1, true, &[a.clone(), b], &["a"])];
+        assert_eq!(
+            plan(&lanes, &[a.clone(), renamed.clone()]),
+            [Step::Reopen(1, vec![a, renamed])]
+        );
+    }
+
+    #[test]
+    fn too_many_lanes_are_folded() {
+        let lanes: Vec<_> = (1..=4)
+            .map(|id| {
+                lane(
+                    id.into(),
+                    true,
+                    &[listen(&format!("f{id}"), id)],
+                    &["x"][..(id % 2) as usize],
+                )
+            })
+            .collect();
+        let mut desired: Vec<_> = (1..=4).map(|id| listen(&format!("f{id}"), id)).collect();
+        desired.push(listen("new", 9));
+        assert_eq!(
+            plan(&lanes, &desired),
+            [Step::Reopen(2, vec![listen("f2", 2), listen("new", 9)])]
+        );
+    }
+
+    #[test]
+    fn lanes_that_are_down_come_back_as_one() {
+        let denied = View {
+            kind: Kind::Denied,
+            ..lane(4, false, &[listen("d", 4)], &[])
+        };
+        let lanes = [
+            lane(1, false, &[listen("a", 1)], &[]),
+            lane(2, false, &[listen("b", 2)], &[]),
+            lane(3, true, &[listen("c", 3)], &[]),
+            denied,
+        ];
+        assert_eq!(absorbed(&lanes, 1), [2]);
+    }
+
+    proptest! {
+        /// Whatever there is, the steps lead to each desired forward in exactly one lane, and a lane whose forwards
+        /// are all still wanted is touched only to take new ones along.
+        #[test]
+        fn the_steps_lead_to_the_desired_forwards(
+            before in proptest::collection::vec((0_u64..5, any::<bool>()), 0..8),
+            wanted in proptest::collection::btree_set(1_u32..9, 0..8),
+        ) {
+            let mut lanes: Vec<View> = Vec::new();
+            for (port, (id, connected)) in (1_u32..).zip(before) {
+                match lanes.iter_mut().find(|lane| lane.id == id) {
+                    Some(lane) => lane.listens.push(listen(&format!("f{port}"), port)),
+                    None => lanes.push(lane(id, connected, &[listen(&format!("f{port}"), port)], &[])),
+                }
+            }
+            let desired: Vec<_> = wanted.iter().map(|port| listen(&format!("f{port}"), *port)).collect();
+            let mut after: Vec<Vec<Listen>> = Vec::new();
+            let steps = plan(&lanes, &desired);
+            for lane in &lanes {
+                let step = steps.iter().find(|step| matches!(step, Step::Stop(id) | Step::Reopen(id, _) if *id == lane.id));
+                match step {
+                    Some(Step::Reopen(_, listens)) => after.push(listens.clone()),
+                    Some(Step::Stop(_) | Step::Start(_)) => {}
+                    None => after.push(lane.listens.clone()),
+                }
+            }
+            after.extend(steps.iter().filter_map(|step| if let Step::Start(listens) = step { Some(listens.clone()) } else { None }));
+            let mut carried: Vec<_> = after.into_iter().flatten().collect();
+            carried.sort();
+            let mut expected = desired;
+            expected.sort();
+            prop_assert_eq!(carried, expected);
+        }
+    }
+}

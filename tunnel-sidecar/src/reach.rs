@@ -1,0 +1,167 @@
+//! TCP to a target: resolved anew each time, each address checked against the never-list, then dialled as checked.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    time::Duration,
+};
+
+use tokio::net::{TcpStream, lookup_host};
+
+use crate::{
+    address::HostPort,
+    never::{Forbidden, Never},
+};
+
+/// Why a target was not reached. The text goes to the peer as the reason of the refused channel.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreached {
+    /// It leads where nothing may lead.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
+    /// DNS does not know it.
+    #[error("cannot resolve {target}: {source}")]
+    Resolve {
+        /// The target.
+        target: HostPort,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// Nobody answers there.
+    #[error("cannot connect to {target}: {source}")]
+    Connect {
+        /// The target.
+        target: HostPort,
+        /// What the last address said.
+        source: io::Error,
+    },
+    /// It took too long.
+    #[error("{target} did not answer within {after:?}")]
+    Timeout {
+        /// The target.
+        target: HostPort,
+        /// How long was waited.
+        after: Duration,
+    },
+}
+
+/// Connects to `target` within `timeout`.
+///
+/// One forbidden address among several refuses the whole: a name that sometimes leads to a metadata service is not
+/// a target, and skipping the address would hide that.
+///
+/// # Errors
+/// See [`Unreached`].
+pub async fn reach(target: &HostPort, never: &Never, timeout: Duration) -> Result<TcpStream, Unreached> {
+    let work = async {
+        let resolve = |source| Unreached::Resolve {
+            target: target.clone(),
+            source,
+        };
+        let found = lookup_host((target.host(), target.port()))
+            .await
+            .map_err(resolve)?;
+        let addresses: Vec<SocketAddr> = found.collect();
+        for address in &addresses {
+            never.check(*address, is_ours)?;
+        }
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for address in addresses {
+            match TcpStream::connect(address).await {
+                Ok(stream) => {
+                    stream.set_nodelay(true).ok();
+                    return Ok(stream);
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(Unreached::Connect {
+            target: target.clone(),
+            source: last,
+        })
+    };
+    tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
+        Err(Unreached::Timeout {
+            target: target.clone(),
+            after: timeout,
+        })
+    })
+}
+
+/// Whether an address belongs to this machine: only then can a socket be bound to it.
+pub fn is_ours(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip, 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    async fn dial(host: &str, port: u16, never: &Never) -> Result<TcpStream, Unreached> {
+        reach(&HostPort::new(host, port).unwrap(), never, PATIENCE).await
+    }
+
+    #[tokio::test]
+    async fn a_control_port_is_refused_however_its_host_is_written() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        dial("127.0.0.1", port, &Never::new([])).await.unwrap();
+        let never = Never::new([port]);
+        // The last ones are read as addresses by the resolver only.
+        for host in [
+            "127.0.0.1",
+            "localhost",
+            "0.0.0.0",
+            "[::]",
+            "[::ffff:127.0.0.1]",
+            "127.1",
+            "2130706433",
+        ] {
+            let refused = dial(host, port, &never).await.unwrap_err();
+            assert!(
+                matches!(refused, Unreached::Forbidden(Forbidden::Control(_))),
+                "{host}: {refused}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn metadata_is_refused_without_a_packet() {
+        for host in [
+            "169.254.169.254",
+            "[::ffff:169.254.169.254]",
+            "[fd00:ec2::254]",
+            "2852039166",
+        ] {
+            let refused = dial(host, 80, &Never::new([])).await.unwrap_err();
+            assert!(
+                matches!(refused, Unreached::Forbidden(Forbidden::Metadata(_))),
+                "{host}: {refused}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn who_does_not_answer_is_named() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let error = dial("127.0.0.1", port, &Never::new([])).await.unwrap_err();
+        assert!(
+            matches!(error, Unreached::Connect { .. }) && error.to_string().contains("127.0.0.1"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn this_machine_knows_its_own_addresses() {
+        assert!(is_ours([127, 0, 0, 1].into()));
+        assert!(
+            !is_ours([192, 0, 2, 1].into()),
+            "192.0.2.0/24 is for documentation and nobody's"
+        );
+    }
+}
