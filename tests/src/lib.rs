@@ -15,6 +15,7 @@
     reason = "doubles are peers, not our processes: they spawn their own tasks and read the wall clock"
 )]
 
+pub mod bench;
 pub mod cluster;
 pub mod control_plane;
 pub mod demo;

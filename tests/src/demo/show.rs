@@ -54,7 +54,7 @@ impl<'a> Show<'a> {
         self.seen.insert(ALL[1]);
 
         let tunnel = self.control_plane.tunnel(&self.id).context("no tunnel: the chisel server is off")?;
-        self.say(format!("tunnel:     {} (fingerprint {})", tunnel.server, tunnel.fingerprint));
+        self.say(format!("tunnel:     {} (fingerprint {})", tunnel.server.as_deref().unwrap_or("-"), tunnel.fingerprint.as_deref().unwrap_or("-")));
         for forward in &tunnel.forwards {
             let (control_plane, id) = (self.control_plane, &self.id);
             let name = forward.name.as_str();

@@ -105,7 +105,7 @@ pub async fn outlives_outages_of_the_control_plane(cluster: Cluster) -> Result<(
     .await;
     lab.control_plane.up().await?;
     lab.control_plane.wait_heartbeats(&id, 2).await;
-    lab.control_plane.redeploy().await;
+    lab.control_plane.redeploy();
     lab.control_plane.wait_heartbeats(&id, 2).await;
     lab.control_plane.wait_link(&id).await;
     ensure!(lab.control_plane.clusters().len() == 1);
@@ -144,7 +144,7 @@ pub async fn first_refusal_ends_the_process(cluster: Cluster) -> Result<()> {
 pub async fn is_known_again_after_it_was_forgotten(cluster: Cluster) -> Result<()> {
     let (lab, id) = Lab::running(cluster).await?;
     let before = lab.control_plane.attempts().len();
-    lab.control_plane.forget(&id);
+    lab.control_plane.forget(&id)?;
     eventually("a registration with the old id as a hint", || async {
         let attempts = lab.control_plane.attempts();
         attempts.get(before..)?.iter().find(|attempt| attempt.body["cluster_id"] == id.as_str()).map(|_| ())

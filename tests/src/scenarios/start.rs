@@ -35,7 +35,7 @@ pub async fn in_order(cluster: Cluster, order: [Part; 3]) -> Result<()> {
     for forward in ["kubernetes-api", "k8s-proxy", "agent-http"] {
         lab.control_plane.wait_forward(&id, forward).await;
     }
-    let response = link.request(crate::control_plane::Call::get("/version")).await?;
+    let response = link.request(&crate::control_plane::Call::get("/version")).await?;
     ensure!(response.status == 200, "GET /version through the proxy: {response:?}");
     let names: Vec<_> = order.iter().map(|part| part.name()).collect();
     println!("start order {}: all of it works after {:?}", names.join(", "), start.elapsed());

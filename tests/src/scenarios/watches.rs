@@ -25,14 +25,14 @@ pub async fn two_hundred(cluster: Cluster) -> Result<()> {
     let link = lab.control_plane.wait_link(&id).await;
     let mut streams = Vec::new();
     for number in 0..200 {
-        let stream = link.stream(Call::get(PATH).query("watch", "true")).await?;
+        let stream = link.stream(&Call::get(PATH).query("watch", "true")).await?;
         ensure!(stream.status() == 200, "watch {number}: status {}", stream.status());
         streams.push(stream);
     }
     let stalled = streams.pop().context("the stalled one")?;
     let mut tap = link.tap();
     let mut cancelled = Vec::new();
-    for mut stream in streams.drain(..10) {
+    for stream in streams.drain(..10) {
         let number = stream.stream_id().to_owned();
         stream.cancel().await?;
         cancelled.push(number);
@@ -92,7 +92,7 @@ async fn read_names(mut stream: ResponseStream) -> Result<Vec<String>> {
 pub async fn bad_frames(cluster: Cluster) -> Result<()> {
     let (lab, id) = Lab::running(cluster).await?;
     let link = lab.control_plane.wait_link(&id).await;
-    let mut watch = link.stream(Call::get(PATH).query("watch", "true")).await?;
+    let mut watch = link.stream(&Call::get(PATH).query("watch", "true")).await?;
     let get = |path: &str| format!(r#"{{"id":"bad","method":"GET","path":{}}}"#, Value::from(path));
     let mut cases: BTreeMap<&str, String> = BTreeMap::from([
         ("not JSON", "{nonsense".to_owned()),
@@ -120,7 +120,7 @@ pub async fn bad_frames(cluster: Cluster) -> Result<()> {
         let answer: Value = serde_json::from_str(&answer.context(*what)?)?;
         ensure!(!answer["error"].as_str().unwrap_or_default().is_empty(), "{what}: no error in {answer}");
         ensure!(!frame.contains("\"bad\"") || answer["id"] == "bad", "{what}: the id is missing in {answer}");
-        let fine = link.request(Call::get("/version")).await?;
+        let fine = link.request(&Call::get("/version")).await?;
         ensure!(fine.status == 200, "after {what}: {fine:?}");
     }
     let truth = lab.kubeconfig.clone();

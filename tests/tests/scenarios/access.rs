@@ -166,9 +166,9 @@ async fn the_seeds_bearer_opens_the_seeds_urls() -> Result<()> {
     let none = client.get(format!("{base}/api/k8s/version")).send().await?;
     ensure!(none.status() == 401, "without a token: {}", none.status());
     let link = lab.control_plane.dial_forward(&id, "agent-http").await?;
-    ensure!(link.request(Call::get("/version")).await?.status == 200, "frames through the tunnel and agent-core");
+    ensure!(link.request(&Call::get("/version")).await?.status == 200, "frames through the tunnel and agent-core");
     let link = lab.control_plane.dial_forward(&id, "k8s-proxy").await?;
-    ensure!(link.request(Call::get("/version")).await?.status == 200, "frames through the tunnel");
+    ensure!(link.request(&Call::get("/version")).await?.status == 200, "frames through the tunnel");
     let status = client.get(format!("{base}/api/agent/status")).bearer_auth(TOKEN).send().await?;
     ensure!(status.status() == 200, "/api/agent/status: {}", status.status());
     Ok(())

@@ -1,0 +1,56 @@
+//! Benches: what it costs, beside peers that are measured in the same run.
+//!
+//! Each figure is printed in a table and written as one JSON object a line to `target/bench/bench.jsonl`.
+
+mod figures;
+mod idle;
+mod requests;
+mod sample;
+mod sizes;
+mod start;
+mod watches;
+
+use anyhow::{Result, ensure};
+
+use self::figures::Figures;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Names of parts; none is all.
+    pub parts: Vec<String>,
+    /// Rounds of each measurement.
+    pub rounds: usize,
+    /// How long the idle measurement lasts.
+    pub idle_seconds: u64,
+}
+
+const PARTS: [&str; 5] = ["sizes", "start", "idle", "requests", "watches"];
+
+/// Measures, prints and writes.
+///
+/// # Errors
+/// When a peer is missing or something could not be measured.
+pub async fn run(options: Options) -> Result<()> {
+    for part in &options.parts {
+        ensure!(PARTS.contains(&part.as_str()), "no part {part}; there are {}", PARTS.join(", "));
+    }
+    let wanted = |name: &str| options.parts.is_empty() || options.parts.iter().any(|part| part == name);
+    let mut figures = Figures::default();
+    if wanted("sizes") {
+        sizes::measure(&mut figures)?;
+    }
+    if wanted("start") {
+        start::measure(&mut figures, options.rounds).await?;
+    }
+    if wanted("idle") {
+        idle::measure(&mut figures, options.idle_seconds).await?;
+    }
+    if wanted("requests") {
+        requests::measure(&mut figures, options.rounds).await?;
+    }
+    if wanted("watches") {
+        watches::measure(&mut figures, options.rounds).await?;
+    }
+    figures.finish("bench")
+}
