@@ -17,6 +17,7 @@ demo-real: debian build peers images cluster-up  ## the same with helm on a real
 	$(RELEASE)/demo --real $(if $(DEMO_SECONDS),--seconds $(DEMO_SECONDS))
 
 test:            ## everything that proves the project
+	@tests/peers/toolchain rust go node
 	tests/run
 
 bench: build peers  ## figures beside those of the peers
@@ -33,9 +34,11 @@ debian:          ## Debian packages that the tests need
 
 .PHONY: debian-build debian-demo
 debian-build:
+	@tests/peers/toolchain rust
 	@tests/peers/debian --only build
 
 debian-demo:
+	@tests/peers/toolchain rust go
 	@tests/peers/debian --only build
 	tests/peers/build chisel grpcurl
 
