@@ -202,7 +202,7 @@ readinessProbe:
     - name: PIPEOPS_POLICY_FILE
       value: /etc/pipeops/policy/policy.yaml
     - name: PIPEOPS_AUDIT
-      value: {{ .Values.k8sProxy.audit }}
+      value: {{ .Values.k8sProxy.audit | quote }}
     {{- with .Values.k8sProxy.extraEnv }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
