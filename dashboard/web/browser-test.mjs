@@ -22,7 +22,13 @@ import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 import { parseArgs } from "node:util";
 
-const { chromium } = createRequire(new URL("./browser/package.json", import.meta.url))("playwright-core");
+let chromium;
+try {
+  ({ chromium } = createRequire(new URL("./browser/package.json", import.meta.url))("playwright-core"));
+} catch {
+  console.error("playwright-core is missing: npm ci --prefix dashboard/web/browser");
+  process.exit(1);
+}
 
 const { values: options } = parseArgs({
   options: {

@@ -201,6 +201,15 @@ readinessProbe:
     {{- include "pipeops-agent.siblingEnv" . | nindent 4 }}
     - name: PIPEOPS_POLICY_FILE
       value: /etc/pipeops/policy/policy.yaml
+    # agent-core reads its state through this container before it can tell it which objects are its own.
+    - name: PIPEOPS_POD_NAME
+      valueFrom: {fieldRef: {fieldPath: metadata.name}}
+    - name: PIPEOPS_POD_NAMESPACE
+      valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+    - name: PIPEOPS_STATE_SECRET_NAME
+      value: {{ include "pipeops-agent.state" . }}
+    - name: PIPEOPS_LEASE_NAME
+      value: {{ include "pipeops-agent.lease" . }}
     - name: PIPEOPS_AUDIT
       value: {{ .Values.k8sProxy.audit | quote }}
     {{- with .Values.k8sProxy.extraEnv }}
