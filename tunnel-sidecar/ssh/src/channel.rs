@@ -467,3 +467,6 @@ fn numbered(number: u8, peer: u32) -> Vec<u8> {
     message.put_u32(peer);
     message
 }
+
+#[cfg(test)]
+mod tests;

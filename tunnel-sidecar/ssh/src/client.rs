@@ -67,6 +67,8 @@ pub(crate) enum Phase {
 /// Finds out how much flows in one round trip.
 #[derive(Debug)]
 struct Probe {
+    /// Windows can grow at all.
+    useful: bool,
     running: bool,
     /// Data received since the last one.
     received: u64,
@@ -117,6 +119,7 @@ impl Client {
             }),
             events: VecDeque::new(),
             probe: Probe {
+                useful: max_window > initial_window,
                 running: false,
                 received: 0,
                 distance: FIRST_PROBE,
@@ -308,7 +311,8 @@ impl Client {
     /// A ping tells how much flows in one round trip, without a clock: a channel that took most of its window between question and answer is held up by
     /// the window.
     fn probe_if_due(&mut self) -> Result<(), ProtocolError> {
-        if self.phase != Phase::Open
+        if !self.probe.useful
+            || self.phase != Phase::Open
             || self.probe.running
             || self.closing
             || self.probe.received < self.probe.distance

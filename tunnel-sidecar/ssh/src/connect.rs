@@ -1,7 +1,7 @@
 //! Setting a session up, step by step, each with its own timeout.
 
 use crate::{
-    client::Client,
+    client::{Client, Phase},
     config::{ClientConfig, Timeouts},
     driver::{Driver, Stop},
     error::{ConnectError, Step},
@@ -46,6 +46,11 @@ where
     for step in STEPS {
         let limit = timeouts.of(step);
         let outcome = timeout(limit, poll_fn(|cx| driver.poll_step(cx, step))).await;
+        // What is wrong may belong to a later step, when several arrived together.
+        let step = match shared.lock().client.phase() {
+            Phase::SettingUp(reached) => reached.max(step),
+            Phase::Open => step,
+        };
         let error = match outcome {
             Ok(Ok(())) => continue,
             Err(_) => ConnectError::Timeout { step, after: limit },

@@ -26,6 +26,13 @@
 //! * No input can panic: every index is checked, every length limited.
 //! * What is queued for a channel never exceeds the window it granted, and credit is given only for what was consumed.
 //! * Nothing is sent for a channel after its CLOSE, CLOSE is sent once, and a number is free only when both sides have closed.
+#![cfg_attr(
+    test,
+    expect(
+        clippy::disallowed_methods,
+        reason = "tests start their doubles as plain tasks"
+    )
+)]
 
 mod auth;
 mod channel;
@@ -34,11 +41,16 @@ mod cipher;
 mod client;
 mod config;
 mod connect;
+#[cfg(test)]
+mod double;
 mod driver;
 mod error;
 mod exchange;
 mod fault;
 mod fingerprint;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hostkey;
 mod http;
 mod inbuf;
@@ -47,6 +59,8 @@ mod md5;
 mod msg;
 mod packet;
 mod requests;
+#[cfg(test)]
+mod scenarios;
 mod session;
 mod shared;
 mod stream;

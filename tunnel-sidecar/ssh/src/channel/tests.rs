@@ -1,0 +1,224 @@
+use super::*;
+use crate::double::{channel_message, data_message, open_message};
+use proptest::prelude::*;
+use std::collections::HashMap;
+
+fn table(limits: impl FnOnce(&mut TableLimits)) -> Table {
+    let mut sizes = TableLimits {
+        initial_window: 2 << 20,
+        max_window: 16 << 20,
+        budget: 64 << 20,
+        max_channels: 10_000,
+        backlog: 128,
+    };
+    limits(&mut sizes);
+    Table::new(sizes)
+}
+
+fn open(table: &mut Table, peer: u32) -> (u32, u32) {
+    table.receive(&open_message(peer, 1 << 21, "x:1")).unwrap();
+    let Some(ChannelEvent::Opened(open)) = table.next_event() else {
+        panic!("no open")
+    };
+    let id = table.accept(&open);
+    let confirmation = table.next_outgoing().unwrap();
+    (id, u32::from_be_bytes(confirmation[9..13].try_into().unwrap()))
+}
+
+fn credits(table: &mut Table) -> u32 {
+    std::iter::from_fn(|| table.next_outgoing())
+        .map(|message| {
+            assert_eq!(message[0], msg::CHANNEL_WINDOW_ADJUST);
+            u32::from_be_bytes(message[5..].try_into().unwrap())
+        })
+        .sum()
+}
+
+#[test]
+fn the_budget_bounds_the_windows_of_all_channels() {
+    let mut table = table(|_| {});
+    let windows: Vec<u32> = (0..1000).map(|peer| open(&mut table, peer).1).collect();
+    assert_eq!(windows[0], 2 << 20);
+    assert_eq!(windows[999], 64 << 10);
+    assert!(windows.is_sorted_by(|a, b| a >= b));
+    let total: u64 = windows.iter().map(|window| u64::from(*window)).sum();
+    assert!(total <= (64 << 20) + 1000 * (64 << 10), "{total}");
+    // What is given back can be given again.
+    for id in 0..1000 {
+        table.release(id);
+        table
+            .receive(&channel_message(msg::CHANNEL_CLOSE, id, &[]))
+            .unwrap();
+    }
+    assert_eq!((table.open_channels(), table.committed), (0, 0));
+    while table.next_outgoing().is_some() {}
+    while table.next_event().is_some() {}
+    assert_eq!(open(&mut table, 1), (0, 2 << 20));
+}
+
+#[test]
+fn only_a_window_that_limits_grows_and_not_beyond_the_limits() {
+    let mut table = table(|sizes| sizes.budget = 24 << 20);
+    let (id, window) = open(&mut table, 1);
+    assert_eq!(window, (24 << 20) / 16);
+    let receive = |table: &mut Table, mut total: u32, read: bool| {
+        let mut given = 0;
+        while total > 0 {
+            let n = total.min(32 << 10);
+            table.receive(&data_message(id, &vec![0; n as usize])).unwrap();
+            total -= n;
+            if read {
+                while let Read::Data(_) = table.read(id, &mut vec![0; 64 << 10]) {}
+                given += credits(table);
+            }
+        }
+        given
+    };
+    // Little flows in a round trip: no growth.
+    table.probe_start();
+    receive(&mut table, window / 2, true);
+    assert!(!table.probe_done());
+    // Most of the window flows: it doubles, up to what the budget leaves.
+    let mut target = window;
+    let mut rounds = 0;
+    loop {
+        table.probe_start();
+        let before = receive(&mut table, target / 4 * 3, true);
+        assert!(before <= target);
+        let grew = table.probe_done();
+        credits(&mut table);
+        if !grew {
+            break;
+        }
+        rounds += 1;
+        target = (target * 2).min(16 << 20);
+    }
+    assert_eq!((rounds, table.committed), (4, 16 << 20));
+    // A consumer that lags is no reason to grow.
+    while table.next_event().is_some() {}
+    let (lagging, _) = open(&mut table, 2);
+    table.probe_start();
+    for _ in 0..2 {
+        table.receive(&data_message(lagging, &vec![0; 32 << 10])).unwrap();
+    }
+    table.read(lagging, &mut [0; 60 << 10]);
+    assert!(!table.probe_done());
+}
+
+/// What the other side does, or the consumer.
+#[derive(Debug, Clone)]
+enum Action {
+    Open,
+    Accept(bool),
+    Receive(Vec<u8>),
+    Data(u32, u16),
+    PeerClose(u32),
+    Read(u32, u16),
+    Write(u32),
+    Close(u32),
+    Release(u32),
+}
+
+fn action() -> impl Strategy<Value = Action> {
+    let id = 0..4_u32;
+    prop_oneof![
+        Just(Action::Open),
+        any::<bool>().prop_map(Action::Accept),
+        (
+            93..100_u8,
+            id.clone(),
+            proptest::collection::vec(any::<u8>(), 0..12)
+        )
+            .prop_map(|(number, id, rest)| Action::Receive(channel_message(number, id, &rest))),
+        (id.clone(), any::<u16>()).prop_map(|(id, size)| Action::Data(id, size)),
+        id.clone().prop_map(Action::PeerClose),
+        (id.clone(), any::<u16>()).prop_map(|(id, size)| Action::Read(id, size)),
+        id.clone().prop_map(Action::Write),
+        id.clone().prop_map(Action::Close),
+        id.prop_map(Action::Release),
+    ]
+}
+
+proptest! {
+    /// Whatever happens: nothing for a channel after our CLOSE, one CLOSE each, never more queued than granted.
+    #[test]
+    fn the_rules_a_chisel_server_enforces(actions in proptest::collection::vec(action(), 0..120)) {
+        let mut table = table(|sizes| {
+            sizes.initial_window = 128 << 10;
+            sizes.budget = 1 << 20;
+        });
+        let mut waiting = Vec::new();
+        let mut next_peer = 0;
+        // Peer number to whether our CLOSE was sent. Peer numbers are never used again here.
+        let mut closed: HashMap<u32, bool> = HashMap::new();
+        for action in actions {
+            match action {
+                Action::Open => {
+                    table.receive(&open_message(next_peer, 1000, "x:1")).unwrap();
+                    next_peer += 1;
+                }
+                Action::Accept(true) => {
+                    if let Some(open) = waiting.pop() {
+                        table.accept(&open);
+                    }
+                }
+                Action::Accept(false) => {
+                    if let Some(open) = waiting.pop() {
+                        table.reject(&open, RejectReason::ConnectFailed, "no");
+                    }
+                }
+                Action::Receive(message) => drop(table.receive(&message)),
+                Action::Data(id, size) => {
+                    drop(table.receive(&data_message(id, &vec![0; usize::from(size) % (33 << 10)])));
+                }
+                Action::PeerClose(id) => drop(table.receive(&channel_message(msg::CHANNEL_CLOSE, id, &[]))),
+                Action::Read(id, size) => drop(table.read(id, &mut vec![0; usize::from(size)])),
+                Action::Write(id) => {
+                    if let Allowance::Bytes { peer, limit } = table.allowance(id) {
+                        prop_assert!(limit > 0 && limit <= 32 << 10);
+                        prop_assert_eq!(closed.get(&peer), Some(&false));
+                        table.sent(id, limit);
+                    }
+                }
+                Action::Close(id) => table.close(id),
+                Action::Release(id) => table.release(id),
+            }
+            while let Some(event) = table.next_event() {
+                if let ChannelEvent::Opened(open) = event {
+                    waiting.push(open);
+                }
+            }
+            while let Some(message) = table.next_outgoing() {
+                let peer = u32::from_be_bytes(message[1..5].try_into().unwrap());
+                match message[0] {
+                    msg::CHANNEL_OPEN_CONFIRMATION => prop_assert_eq!(closed.insert(peer, false), None),
+                    msg::CHANNEL_OPEN_FAILURE => prop_assert!(!closed.contains_key(&peer)),
+                    msg::CHANNEL_CLOSE => prop_assert_eq!(closed.insert(peer, true), Some(false)),
+                    _ => prop_assert_eq!(closed.get(&peer), Some(&false)),
+                }
+            }
+            let mut queued = 0;
+            for slot in table.slots.iter().flatten() {
+                queued += slot.queue.len();
+                let held = slot.queue.len() as u64 + u64::from(slot.granted) + u64::from(slot.uncredited);
+                prop_assert!(held <= u64::from(slot.target));
+                prop_assert!(!slot.released || slot.queue.is_empty());
+            }
+            prop_assert_eq!(queued, table.queued_bytes());
+            prop_assert!(table.committed <= (1 << 20) + table.open_channels() * (64 << 10));
+        }
+    }
+
+    #[test]
+    fn any_message_never_panics(messages in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..10)) {
+        let mut table = table(|_| {});
+        open(&mut table, 1);
+        for mut message in messages {
+            drop(table.receive(&message));
+            if let Some(first) = message.first_mut() {
+                *first = 90 + *first % 11;
+            }
+            drop(table.receive(&message));
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! Channels: what flows, what stalls, and what ends the session.
+
+use crate::{
+    double::{Running, channel_message, config, data_message, open_message, running},
+    wire::Reader,
+    *,
+};
+use std::io::ErrorKind;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+#[tokio::test]
+async fn an_open_carries_its_target_and_can_be_refused() {
+    let mut running = running(config()).await;
+    running.double.send(&open_message(9, 100, "[::1]:53/udp")).await;
+    let open = running.events.next().await.unwrap();
+    assert_eq!(open.target(), "[::1]:53/udp");
+    open.reject(RejectReason::ConnectFailed, "connection refused");
+    let mut expected = channel_message(msg::CHANNEL_OPEN_FAILURE, 9, &[0, 0, 0, 2]);
+    expected.extend_from_slice(b"\0\0\0\x12connection refused\0\0\0\x02en");
+    assert_eq!(running.double.receive().await, expected);
+
+    // Undecided and dropped is refused, too.
+    running.double.send(&open_message(10, 100, "x:1")).await;
+    drop(running.events.next().await.unwrap());
+    assert_eq!(
+        running.double.receive().await[..9],
+        channel_message(msg::CHANNEL_OPEN_FAILURE, 10, &[0, 0, 0, 2])
+    );
+
+    // What is no chisel channel never reaches the caller.
+    let mut shell = open_message(11, 100, "x:1");
+    shell[5..11].copy_from_slice(b"direct");
+    running.double.send(&shell).await;
+    assert_eq!(
+        running.double.receive().await[..9],
+        channel_message(msg::CHANNEL_OPEN_FAILURE, 11, &[0, 0, 0, 3])
+    );
+
+    // Nobody listens.
+    drop(running.events);
+    running.double.send(&open_message(12, 100, "x:1")).await;
+    assert_eq!(
+        running.double.receive().await[..9],
+        channel_message(msg::CHANNEL_OPEN_FAILURE, 12, &[0, 0, 0, 1])
+    );
+    assert!(running.double.is_quiet().await);
+}
+
+#[tokio::test]
+async fn undecided_opens_are_bounded() {
+    let mut few = config();
+    few.limits.backlog = 2;
+    let mut running = running(few).await;
+    for peer in 0..3 {
+        running.double.send(&open_message(peer, 100, "x:1")).await;
+    }
+    assert_eq!(
+        running.double.receive().await[..9],
+        channel_message(msg::CHANNEL_OPEN_FAILURE, 2, &[0, 0, 0, 4])
+    );
+    let first = running.events.next().await.unwrap().accept();
+    assert_eq!(running.double.receive().await[0], msg::CHANNEL_OPEN_CONFIRMATION);
+    running.double.send(&open_message(3, 100, "x:1")).await;
+    drop(running.events.next().await.unwrap().accept());
+    assert!(running.events.next().await.is_some());
+    drop(first);
+}
+
+#[tokio::test]
+async fn data_flows_within_the_windows() {
+    let mut running = running(config()).await;
+    let (id, mut channel) = running.channel(7).await;
+    running.double.send(&data_message(id, b"hello")).await;
+    let mut data = [0; 5];
+    channel.read_exact(&mut data).await.unwrap();
+    assert_eq!(&data, b"hello");
+
+    // The double granted 2 MiB; more is sent only when it credits more. Each message is at most 32 KiB.
+    let writing = tokio::spawn(async move {
+        channel.write_all(&vec![3; 3 << 20]).await.unwrap();
+        channel
+    });
+    let mut seen = 0;
+    while seen < 2 << 20 {
+        let message = running.double.receive().await;
+        assert_eq!(message[0], msg::CHANNEL_DATA);
+        let mut reader = Reader::new(&message[1..]);
+        assert_eq!(reader.u32().unwrap(), 7);
+        let data = reader.string().unwrap();
+        assert!(data.len() <= 32 * 1024);
+        seen += data.len();
+    }
+    assert_eq!(seen, 2 << 20);
+    assert!(running.double.is_quiet().await);
+    assert!(!writing.is_finished());
+    running
+        .double
+        .send(&channel_message(
+            msg::CHANNEL_WINDOW_ADJUST,
+            id,
+            &(1_u32 << 20).to_be_bytes(),
+        ))
+        .await;
+    while seen < 3 << 20 {
+        seen += running.double.receive().await.len() - 9;
+    }
+    writing.await.unwrap();
+}
+
+#[tokio::test]
+async fn credit_is_given_for_what_was_read_and_for_nothing_else() {
+    let mut running = running(config()).await;
+    let (id, mut channel) = running.channel(7).await;
+    let block = vec![1; 32 * 1024];
+    for _ in 0..64 {
+        running.double.send(&data_message(id, &block)).await;
+    }
+    assert!(running.double.is_quiet().await, "nothing read, nothing credited");
+    assert_eq!(running.session.stats().queued_bytes, 2 << 20);
+    let mut read = vec![0; 64 << 10];
+    for _ in 0..16 {
+        channel.read_exact(&mut read).await.unwrap();
+    }
+    let mut credit = 0;
+    while credit < 1 << 20 {
+        let message = running.double.receive().await;
+        assert_eq!(message[..5], channel_message(msg::CHANNEL_WINDOW_ADJUST, 7, &[]));
+        let step = u32::from_be_bytes(message[5..].try_into().unwrap());
+        assert!(step <= 1 << 18, "small steps: {step}");
+        credit += step;
+    }
+    assert_eq!(credit, 1 << 20);
+    assert!(running.double.is_quiet().await);
+}
+
+/// A ping measures how much flows in one round trip; a window that is too small for it grows.
+#[tokio::test]
+async fn a_window_that_limits_the_stream_grows() {
+    let mut growing = config();
+    growing.limits.max_window = 4 << 20;
+    let mut running = running(growing).await;
+    let (id, mut channel) = running.channel(7).await;
+    let block = vec![1; 32 * 1024];
+    let mut read = vec![0; 32 * 1024];
+    let (mut credit, mut sent, mut pings) = (2_u64 << 20, 0, 0);
+    while credit - sent < 3 << 20 {
+        for _ in 0..56 {
+            running.double.send(&data_message(id, &block)).await;
+            sent += block.len() as u64;
+            channel.read_exact(&mut read).await.unwrap();
+        }
+        // The double answers late: nearly a whole window flows in between.
+        let mut ping = false;
+        running.double.send(b"\x50\0\0\0\x05fence\x01").await;
+        loop {
+            let message = running.double.receive().await;
+            match message[0] {
+                msg::CHANNEL_WINDOW_ADJUST => {
+                    credit += u64::from(u32::from_be_bytes(message[5..].try_into().unwrap()))
+                }
+                msg::GLOBAL_REQUEST => ping = true,
+                _ => break,
+            }
+        }
+        if ping {
+            pings += 1;
+            for _ in 0..56 {
+                running.double.send(&data_message(id, &block)).await;
+                sent += block.len() as u64;
+                channel.read_exact(&mut read).await.unwrap();
+            }
+            running.double.send(b"\x51pong").await;
+        }
+        assert!(pings < 5 && sent < 100 << 20, "the window never grows");
+    }
+}
+
+/// A consumer that does not read stops its own stream only.
+#[tokio::test]
+async fn a_full_channel_stops_no_other_and_no_ping() {
+    let mut running = running(config()).await;
+    let (stalled, _held) = running.channel(1).await;
+    let (lively, mut channel) = running.channel(2).await;
+    let block = vec![1; 32 * 1024];
+    for _ in 0..64 {
+        running.double.send(&data_message(stalled, &block)).await;
+    }
+    for _ in 0..10 {
+        running.double.send(&data_message(lively, b"alive")).await;
+        let mut data = [0; 5];
+        channel.read_exact(&mut data).await.unwrap();
+        channel.write_all(b"yes").await.unwrap();
+        assert_eq!(running.double.receive().await, data_message(2, b"yes"));
+        assert!(running.double.is_quiet().await);
+    }
+}
+
+#[tokio::test]
+async fn the_servers_close_is_answered_once_and_ends_the_stream_after_its_data() {
+    let mut running = running(config()).await;
+    let (id, mut channel) = running.channel(7).await;
+    running.double.send(&data_message(id, b"last words")).await;
+    running
+        .double
+        .send(&channel_message(msg::CHANNEL_CLOSE, id, &[]))
+        .await;
+    assert_eq!(
+        running.double.receive().await,
+        channel_message(msg::CHANNEL_CLOSE, 7, &[])
+    );
+    let mut data = Vec::new();
+    channel.read_to_end(&mut data).await.unwrap();
+    assert_eq!(data, b"last words");
+    assert_eq!(
+        channel.write(b"x").await.unwrap_err().kind(),
+        ErrorKind::BrokenPipe
+    );
+    channel.shutdown().await.unwrap();
+    // The number is not free while the consumer is there.
+    let (second, other) = running.channel(8).await;
+    assert_ne!(second, id);
+    drop(channel);
+    assert!(running.double.is_quiet().await, "no second CLOSE, no credit");
+    let (third, _third) = running.channel(9).await;
+    assert_eq!(third, id);
+    drop(other);
+}
+
+#[tokio::test]
+async fn our_close_is_the_last_word_for_a_channel() {
+    let mut running = running(config()).await;
+    let (id, mut channel) = running.channel(7).await;
+    channel.write_all(b"before").await.unwrap();
+    channel.shutdown().await.unwrap();
+    assert_eq!(running.double.receive().await, data_message(7, b"before"));
+    assert_eq!(
+        running.double.receive().await,
+        channel_message(msg::CHANNEL_CLOSE, 7, &[])
+    );
+    assert_eq!(
+        channel.write(b"x").await.unwrap_err().kind(),
+        ErrorKind::BrokenPipe
+    );
+    // What the server sends until its own CLOSE can be read, but is not credited; its requests are not answered.
+    let block = vec![4; 32 * 1024];
+    for _ in 0..32 {
+        running.double.send(&data_message(id, &block)).await;
+    }
+    running
+        .double
+        .send(&channel_message(msg::CHANNEL_REQUEST, id, b"\0\0\0\x01x\x01"))
+        .await;
+    let mut data = vec![0; 1 << 20];
+    channel.read_exact(&mut data).await.unwrap();
+    assert!(running.double.is_quiet().await, "nothing after CLOSE");
+    drop(channel);
+    running.double.send(&data_message(id, &block)).await;
+    assert!(running.double.is_quiet().await, "nothing after CLOSE");
+    running
+        .double
+        .send(&channel_message(msg::CHANNEL_CLOSE, id, &[]))
+        .await;
+    assert!(running.double.is_quiet().await, "nothing after CLOSE");
+    assert_eq!(running.session.stats().channels_open, 0);
+    assert_eq!(running.session.stats().queued_bytes, 0);
+}
+
+#[tokio::test]
+async fn eof_ends_reading_but_not_writing() {
+    let mut running = running(config()).await;
+    let (id, mut channel) = running.channel(7).await;
+    running.double.send(&data_message(id, b"all")).await;
+    running
+        .double
+        .send(&channel_message(msg::CHANNEL_EOF, id, &[]))
+        .await;
+    let mut data = Vec::new();
+    channel.read_to_end(&mut data).await.unwrap();
+    assert_eq!(data, b"all");
+    channel.write_all(b"answer").await.unwrap();
+    assert_eq!(running.double.receive().await, data_message(7, b"answer"));
+}
+
+#[tokio::test]
+async fn unknown_requests_and_extended_data_are_tolerated() {
+    let mut running = running(config()).await;
+    let (id, _channel) = running.channel(7).await;
+    running
+        .double
+        .send(&channel_message(
+            msg::CHANNEL_REQUEST,
+            id,
+            b"\0\0\0\x04what\x01data",
+        ))
+        .await;
+    assert_eq!(
+        running.double.receive().await,
+        channel_message(msg::CHANNEL_FAILURE, 7, &[])
+    );
+    running
+        .double
+        .send(&channel_message(
+            msg::CHANNEL_REQUEST,
+            id,
+            b"\0\0\0\x04what\x00data",
+        ))
+        .await;
+    // Extended data is thrown away, and credited.
+    let mut rest = vec![0, 0, 0, 1, 0, 0, 0x80, 0];
+    rest.resize(8 + 32 * 1024, 0);
+    for _ in 0..8 {
+        running
+            .double
+            .send(&channel_message(msg::CHANNEL_EXTENDED_DATA, id, &rest))
+            .await;
+    }
+    let credit = channel_message(msg::CHANNEL_WINDOW_ADJUST, 7, &(8 * 32 * 1024_u32).to_be_bytes());
+    assert_eq!(running.double.receive().await, credit);
+}
+
+/// Each of these ends the session with its reason, and the server is told it.
+#[tokio::test]
+async fn what_a_server_may_not_do() {
+    type Case = (&'static str, fn(u32) -> Vec<Vec<u8>>, fn(&ProtocolError) -> bool);
+    let cases: [Case; 13] = [
+        (
+            "window",
+            |id| vec![data_message(id, &[0; 32 * 1024]); 65],
+            |e| matches!(e, ProtocolError::WindowExceeded(_)),
+        ),
+        (
+            "size",
+            |id| vec![data_message(id, &[0; 32 * 1024 + 1])],
+            |e| matches!(e, ProtocolError::DataTooLong(_)),
+        ),
+        (
+            "number",
+            |_| vec![data_message(77, b"x")],
+            |e| matches!(e, ProtocolError::NoSuchChannel(77)),
+        ),
+        (
+            "adjust",
+            |id| vec![channel_message(93, id, &[255; 4])],
+            |e| matches!(e, ProtocolError::WindowOverflow(_)),
+        ),
+        (
+            "after close",
+            |id| vec![channel_message(97, id, &[]), data_message(id, b"x")],
+            |e| matches!(e, ProtocolError::AfterClose(_)),
+        ),
+        (
+            "two closes",
+            |id| vec![channel_message(97, id, &[]); 2],
+            |e| matches!(e, ProtocolError::AfterClose(_)),
+        ),
+        (
+            "after eof",
+            |id| vec![channel_message(96, id, &[]), data_message(id, b"x")],
+            |e| matches!(e, ProtocolError::AfterClose(_)),
+        ),
+        (
+            "short",
+            |id| vec![data_message(id, b"hello")[..8].to_vec()],
+            |e| matches!(e, ProtocolError::ShortMessage),
+        ),
+        (
+            "trailing",
+            |id| vec![channel_message(97, id, b"x")],
+            |e| matches!(e, ProtocolError::TrailingBytes),
+        ),
+        (
+            "confirmation",
+            |id| vec![channel_message(91, id, &[0; 12])],
+            |e| matches!(e, ProtocolError::Unexpected { number: 91, .. }),
+        ),
+        (
+            "reply",
+            |_| vec![vec![msg::REQUEST_SUCCESS]],
+            |e| matches!(e, ProtocolError::UnaskedReply),
+        ),
+        (
+            "unimplemented",
+            |_| vec![vec![3, 0, 0, 0, 0]],
+            |e| matches!(e, ProtocolError::Unexpected { number: 3, .. }),
+        ),
+        (
+            "unknown",
+            |_| vec![vec![192]],
+            |e| matches!(e, ProtocolError::Unexpected { number: 192, .. }),
+        ),
+    ];
+    for (name, messages, expected) in cases {
+        let mut running = running(config()).await;
+        let (id, channel) = running.channel(7).await;
+        for message in messages(id) {
+            running.double.send(&message).await;
+        }
+        let Running {
+            mut double,
+            driver,
+            session,
+            mut events,
+        } = running;
+        let end = driver.await.unwrap();
+        assert!(
+            matches!(&end, SessionEnd::Protocol(error) if expected(error)),
+            "{name}: {end:?}"
+        );
+        assert!(session.is_closed() && events.next().await.is_none());
+        let mut last = double.receive().await;
+        while last.first().is_some_and(|number| *number != msg::DISCONNECT) {
+            last = double.receive().await;
+        }
+        assert!(!last.is_empty(), "{name}: the server is told");
+        drop(channel);
+    }
+}
