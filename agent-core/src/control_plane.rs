@@ -85,7 +85,7 @@ pub(crate) struct ControlPlane {
 
 impl ControlPlane {
     pub(crate) fn new(
-        config: ControlPlaneConfig,
+        config: &ControlPlaneConfig,
         agent_version: &str,
         cluster_name: String,
     ) -> Result<Self, ClientError> {
@@ -109,10 +109,10 @@ impl ControlPlane {
             .unwrap_or(HeaderValue::from_static("PipeOps-Agent"));
         Ok(Self {
             client: builder.build()?,
-            url: config.url,
+            url: config.url.clone(),
             timeout: config.timeout,
             heartbeat_timeout: config.heartbeat_timeout,
-            token: config.token,
+            token: config.token.clone(),
             last_token: Mutex::new(token),
             user_agent,
             cluster_name,

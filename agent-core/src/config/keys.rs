@@ -259,6 +259,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("telemetry.otlp_endpoint").env(&["OTEL_EXPORTER_OTLP_ENDPOINT"]).flag("otlp-endpoint"),
     Key::new("process.http_listen").env(&["PIPEOPS_HTTP_LISTEN"]).flag("http-listen"),
     Key::new("process.grpc_listen").env(&["PIPEOPS_GRPC_LISTEN"]).flag("grpc-listen"),
+    Key::new("process.tunnel_grpc").env(&["PIPEOPS_TUNNEL_GRPC"]).flag("tunnel-grpc"),
     Key::new("process.private_dir").env(&["PIPEOPS_PRIVATE_DIR"]).flag("private-dir"),
     Key::new("process.edge_tunnel_dir").env(&["PIPEOPS_EDGE_TUNNEL_DIR"]).flag("edge-tunnel-dir"),
     Key::new("process.edge_proxy_dir").env(&["PIPEOPS_EDGE_PROXY_DIR"]).flag("edge-proxy-dir"),

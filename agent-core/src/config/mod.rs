@@ -62,6 +62,8 @@ pub struct Config {
     pub http_listen: SocketAddr,
     /// Local gRPC; always a loopback address.
     pub grpc_listen: SocketAddr,
+    /// tunnel-sidecar's local gRPC, for what a person asks of the tunnel on the page.
+    pub tunnel_grpc: Url,
     /// Holds the operator token and the write-through copy of the state.
     pub private_dir: PathBuf,
     /// Shared with tunnel-sidecar only.
@@ -139,7 +141,7 @@ pub struct ControlPlaneConfig {
 }
 
 /// Where a token comes from.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum TokenSource {
     /// Given as a value.
     Value(SecretString),
@@ -291,6 +293,7 @@ fn read_config(reader: &mut Reader<'_>) -> Option<Config> {
     if !grpc_listen.ip().is_loopback() {
         reader.fault("process.grpc_listen", "must be a loopback address: only this pod may reach it");
     }
+    let tunnel_grpc = loopback_http(reader, "process.tunnel_grpc", "http://127.0.0.1:7071");
     let log_format = match reader.raw.get("logging.format") {
         Some(_) => reader.parsed("logging.format", "text or json").unwrap_or(LogFormat::Text),
         None => LogFormat::Text,
@@ -329,6 +332,7 @@ fn read_config(reader: &mut Reader<'_>) -> Option<Config> {
     Some(Config {
         http_listen,
         grpc_listen,
+        tunnel_grpc,
         private_dir,
         edge_tunnel_dir,
         edge_proxy_dir,
@@ -440,13 +444,7 @@ fn token(reader: &mut Reader<'_>) -> Option<TokenSource> {
 }
 
 fn kubernetes(reader: &mut Reader<'_>) -> KubernetesConfig {
-    let door = match reader.raw.get("kubernetes.door") {
-        Some(_) => reader.url("kubernetes.door", &["http"]),
-        None => Url::parse(&reader.text_or("kubernetes.door", "http://127.0.0.1:8001")).ok(),
-    };
-    if door.as_ref().is_some_and(|door| !url_is_loopback(door)) {
-        reader.fault("kubernetes.door", "must be k8s-proxy's door on this host: the edge token goes there");
-    }
+    let door = loopback_http(reader, "kubernetes.door", "http://127.0.0.1:8001");
     let in_cluster = reader.switch_or("kubernetes.in_cluster", false);
     let service_token = match reader.path("kubernetes.service_token_file") {
         Some(path) => {
@@ -459,17 +457,29 @@ fn kubernetes(reader: &mut Reader<'_>) -> KubernetesConfig {
         None => reader.secret("kubernetes.service_token").map(TokenSource::Value),
     };
     KubernetesConfig {
-        door: door.unwrap_or_else(loopback_url),
+        door,
         in_cluster,
         service_token,
         ca_cert_data: reader.text("kubernetes.ca_cert_data"),
     }
 }
 
-/// Stands in for a URL whose fault is noted already.
-fn loopback_url() -> Url {
+/// A sibling's address: edge tokens go there, so it must be this host.
+fn loopback_http(reader: &mut Reader<'_>, path: &'static str, default: &'static str) -> Url {
     #[expect(clippy::expect_used, reason = "a constant URL")]
-    Url::parse("http://127.0.0.1").expect("a constant URL")
+    let fallback = Url::parse(default).expect("a constant URL");
+    let url = match reader.raw.get(path) {
+        Some(_) => reader.url(path, &["http"]),
+        None => Url::parse(&reader.text_or(path, default)).ok(),
+    };
+    match url {
+        Some(url) if !url_is_loopback(&url) => {
+            reader.fault(path, "must be an address of this host: an edge token goes there");
+            fallback
+        }
+        Some(url) => url,
+        None => fallback,
+    }
 }
 
 fn state(

@@ -49,7 +49,7 @@ pub(crate) fn spec(
     let mut dial = Vec::new();
     if config.enabled {
         accept.push(AcceptedToken {
-            sha256: token_digest.to_vec(),
+            sha256: token_digest.to_vec().into(),
             name: "control-plane".to_owned(),
             mode: mode(config.control_plane_mode).into(),
             groups: Vec::new(),
@@ -64,7 +64,7 @@ pub(crate) fn spec(
     for token in &config.door_tokens {
         if let Some(sha256) = token.sha256() {
             accept.push(AcceptedToken {
-                sha256,
+                sha256: sha256.into(),
                 name: token.name.clone(),
                 mode: mode(token.mode).into(),
                 groups: token.groups.clone(),
@@ -95,7 +95,7 @@ fn dialed(
         mode: mode(config.dial_mode).into(),
         name: "control-plane".to_owned(),
         allow_insecure: config.allow_insecure,
-        ca_pem: ca.unwrap_or_default().to_vec(),
+        ca_pem: ca.unwrap_or_default().to_vec().into(),
     };
     if let Some(dial) = &config.dial {
         let token = dial.token.read().map_err(|reason| format!("proxy.dial_token_file: {reason}"))?;
@@ -168,7 +168,7 @@ mod tests {
         let spec = spec(&config, &names(), None, [1; 32], &session("wss://cp/proxy"));
         let names: Vec<_> = spec.accept.iter().map(|token| token.name.as_str()).collect();
         assert_eq!(names, ["control-plane", "ci"]);
-        assert_eq!(spec.accept[0].sha256, [1; 32]);
+        assert_eq!(spec.accept[0].sha256.as_ref(), [1; 32]);
         assert_eq!((spec.dial[0].url.as_str(), spec.dial[0].bearer.as_str()), ("wss://cp/proxy", "session-token"));
         assert_eq!(spec.state_secret, "state");
     }

@@ -75,7 +75,7 @@ fn base(config: &TunnelConfig) -> TunnelSpec {
     TunnelSpec {
         allowed_targets: config.allowed_targets.clone(),
         allow_insecure: config.allow_insecure,
-        ca_pem: config.ca_pem.clone().unwrap_or_default(),
+        ca_pem: config.ca_pem.clone().unwrap_or_default().into(),
         ping_interval_ms: u32::try_from(millis(config.ping_interval)).unwrap_or(u32::MAX),
         ping_timeout_ms: u32::try_from(millis(config.ping_timeout)).unwrap_or(u32::MAX),
         in_cluster: config.in_cluster,

@@ -68,13 +68,6 @@ impl Identity {
     pub(crate) fn watch(&self) -> watch::Receiver<Load> {
         self.current.clone()
     }
-
-    pub(crate) fn loaded(&self) -> Option<Arc<Stored>> {
-        match &*self.current.borrow() {
-            Load::Loaded(stored) => Some(Arc::clone(stored)),
-            Load::Waiting(_) => None,
-        }
-    }
 }
 
 /// Owner of the stored identity.
