@@ -157,6 +157,11 @@ impl Client {
         !self.out.is_empty()
     }
 
+    /// Whether channel data can be sealed now.
+    pub(crate) fn has_room(&self) -> bool {
+        self.out.len() < WRITE_AHEAD && !self.transport.is_holding()
+    }
+
     /// Whether received bytes may be worked on.
     pub(crate) fn takes_input(&self) -> bool {
         self.out.len() < MAX_UNWRITTEN
@@ -365,18 +370,18 @@ impl Client {
         Ok(read)
     }
 
-    /// Seals up to one message of `data`. `Ok(None)`: wait for a writable event or for output to be taken.
-    pub(crate) fn write(&mut self, id: u32, data: &[u8]) -> Result<Option<usize>, WriteError> {
+    /// Seals up to one message of `data`.
+    pub(crate) fn write(&mut self, id: u32, data: &[u8]) -> Result<Written, WriteError> {
         if self.closing {
             return Err(WriteError::Closed);
         }
         let (peer, limit) = match self.channels.allowance(id) {
             Allowance::Closed => return Err(WriteError::Closed),
-            Allowance::Wait => return Ok(None),
+            Allowance::Wait => return Ok(Written::NoWindow),
             Allowance::Bytes { peer, limit } => (peer, limit),
         };
-        if self.out.len() >= WRITE_AHEAD || self.transport.is_holding() {
-            return Ok(None);
+        if !self.has_room() {
+            return Ok(Written::NoRoom);
         }
         let data = data.get(..data.len().min(limit)).unwrap_or_default();
         let mut head = Vec::with_capacity(9);
@@ -386,7 +391,7 @@ impl Client {
         self.transport.send(&mut self.out, &[&head, data])?;
         self.channels.sent(id, data.len());
         self.transport.rekey_if_due(&mut self.out)?;
-        Ok(Some(data.len()))
+        Ok(Written::Bytes(data.len()))
     }
 
     pub(crate) fn close(&mut self, id: u32) -> Result<(), ProtocolError> {
@@ -412,6 +417,17 @@ impl Client {
         }
         websocket::append_control(&mut self.out, Opcode::Close, &CLOSE_NORMAL);
     }
+}
+
+/// How a write went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// So much was taken.
+    Bytes(usize),
+    /// Nothing, until the peer credits more: a writable event tells.
+    NoWindow,
+    /// Nothing, until output was taken or a key exchange is over.
+    NoRoom,
 }
 
 /// Why a write is not possible.

@@ -177,7 +177,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 }
                 self.written = 0;
                 state.client.take_output(&mut self.output);
-                state.wake_writers();
                 continue;
             }
             match Pin::new(&mut self.io).poll_write(cx, rest) {
@@ -187,10 +186,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                     self.unflushed = true;
                 }
                 Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => return Ok(()),
+                Poll::Pending => {
+                    self.shared.lock().wake_for_room();
+                    return Ok(());
+                }
             }
         }
-        self.shared.lock().bytes_out += self.written as u64;
+        let more = {
+            let mut state = self.shared.lock();
+            state.bytes_out += self.written as u64;
+            state.wake_for_room()
+        };
+        if more {
+            // Those woken may have nothing to write any more; the others must not wait for them.
+            cx.waker().wake_by_ref();
+        }
         self.output.clear();
         self.written = 0;
         if self.unflushed
@@ -262,7 +272,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
             }
         }
         cx.waker().wake_by_ref();
-        Poll::Pending
+        self.poll_rekey_timeout(cx).map(|()| SessionEnd::RekeyTimeout)
     }
 }
 

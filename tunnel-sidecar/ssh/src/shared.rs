@@ -12,6 +12,9 @@ use std::{
 };
 use tokio::sync::{Notify, oneshot};
 
+/// So many writers fill the output once, with a full message each.
+const WRITERS_AT_ONCE: usize = 8;
+
 /// Shared by everything that belongs to one session. The lock is held for computation only, never across a read or write of the connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Shared {
@@ -24,6 +27,8 @@ pub(crate) struct State {
     pub(crate) client: Client,
     /// Those who wait for a channel to become readable or writable.
     waiting: HashMap<u32, Waiting>,
+    /// Those of them who wait for room in the output, in order.
+    for_room: VecDeque<u32>,
     driver: Option<Waker>,
     /// Opens that nobody has taken yet. Bounded by the table's backlog.
     opens: VecDeque<Open>,
@@ -42,6 +47,8 @@ pub(crate) struct State {
 struct Waiting {
     reader: Option<Waker>,
     writer: Option<Waker>,
+    /// Stands in the row of those who wait for room.
+    in_row: bool,
 }
 
 impl Shared {
@@ -49,6 +56,7 @@ impl Shared {
         let state = State {
             client,
             waiting: HashMap::new(),
+            for_room: VecDeque::new(),
             driver: None,
             opens: VecDeque::new(),
             opens_waker: None,
@@ -133,19 +141,30 @@ impl State {
         set_waker(&mut self.waiting.entry(id).or_default().reader, waker);
     }
 
-    pub(crate) fn set_writer(&mut self, id: u32, waker: &Waker) {
-        set_waker(&mut self.waiting.entry(id).or_default().writer, waker);
+    pub(crate) fn set_writer(&mut self, id: u32, waker: &Waker, for_room: bool) {
+        let waiting = self.waiting.entry(id).or_default();
+        set_waker(&mut waiting.writer, waker);
+        if for_room && !std::mem::replace(&mut waiting.in_row, true) {
+            self.for_room.push_back(id);
+        }
     }
 
     pub(crate) fn forget(&mut self, id: u32) {
         self.waiting.remove(&id);
     }
 
-    /// Room for output: every writer may try again.
-    pub(crate) fn wake_writers(&mut self) {
-        for waiting in self.waiting.values_mut() {
-            wake(&mut waiting.writer);
+    /// Wakes as many writers as the room in the output is good for. Returns whether others still wait for it.
+    pub(crate) fn wake_for_room(&mut self) -> bool {
+        if !self.client.has_room() {
+            return false;
         }
+        for id in self.for_room.drain(..self.for_room.len().min(WRITERS_AT_ONCE)) {
+            if let Some(waiting) = self.waiting.get_mut(&id) {
+                waiting.in_row = false;
+                wake(&mut waiting.writer);
+            }
+        }
+        !self.for_room.is_empty()
     }
 
     /// Hands the client's events to those who wait for them.

@@ -1,6 +1,10 @@
 //! A channel as an asynchronous byte stream.
 
-use crate::{channel::Read, client::WriteError, shared::Shared};
+use crate::{
+    channel::Read,
+    client::{WriteError, Written},
+    shared::Shared,
+};
 use std::{
     io,
     pin::Pin,
@@ -85,9 +89,9 @@ impl AsyncWrite for Channel {
             Err(WriteError::Protocol(error)) => Err(error),
         };
         match state.settle(outcome) {
-            Some(Some(n)) => Poll::Ready(Ok(n)),
-            Some(None) => {
-                state.set_writer(id, cx.waker());
+            Some(Written::Bytes(n)) => Poll::Ready(Ok(n)),
+            Some(wait @ (Written::NoRoom | Written::NoWindow)) => {
+                state.set_writer(id, cx.waker(), wait == Written::NoRoom);
                 Poll::Pending
             }
             None => Poll::Ready(Err(session_ended())),

@@ -114,7 +114,7 @@ impl Header {
         )))
     }
 
-    /// Writes the header into the front of `out` and returns its size. `out` must have room for [`Header::size`].
+    /// Writes the header into the front of `out` and returns its size. `out` must have room for it.
     fn write(self, out: &mut [u8]) -> usize {
         let mask_bit = if self.key.is_some() { MASKED } else { 0 };
         let mut bytes = [0; 14];

@@ -172,3 +172,68 @@ async fn packets_in_any_framing() {
         .filter(|(opcode, payload)| *opcode == Opcode::Pong && payload.len() == 1);
     assert!(pongs.count() > 9);
 }
+
+/// A server that asks and asks but takes no answers is not read any further, and gets all answers once it reads.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_reads_nothing_is_not_read() {
+    let mut running = running(config()).await;
+    let mut sent = 0;
+    // The clock moves only when everything stands still.
+    let stuck = async {
+        loop {
+            let pings: Vec<u8> = (0..1000)
+                .flat_map(|_| running.double.sealed(b"\x50\0\0\0\x04ping\x01"))
+                .collect();
+            running.double.send_bytes(&pings).await;
+            sent += 1000;
+        }
+    };
+    assert!(
+        tokio::time::timeout(std::time::Duration::from_secs(1), stuck)
+            .await
+            .is_err()
+    );
+    // Two pipes of 1 MiB and twice the limit of unwritten output, at 40 bytes and more each.
+    assert!((20_000..120_000).contains(&sent), "{sent}");
+    for _ in 0..sent {
+        assert_eq!(running.double.receive().await, b"\x51pong");
+    }
+    assert!(!running.session.is_closed());
+}
+
+/// Many writers share the way out, and none is forgotten, also when others give up waiting.
+#[tokio::test]
+async fn all_writers_get_their_turn() {
+    let mut running = running(config()).await;
+    let mut channels = Vec::new();
+    for peer in 0..60 {
+        channels.push(running.channel(peer).await.1);
+    }
+    let writers: Vec<_> = channels
+        .into_iter()
+        .map(|mut channel| {
+            tokio::spawn(async move {
+                channel.write_all(&vec![7; 300_000]).await.unwrap();
+                channel
+            })
+        })
+        .collect();
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    for writer in writers.iter().skip(5).step_by(2) {
+        writer.abort();
+    }
+    let mut received = [0_usize; 60];
+    let kept = |peer: usize| peer < 5 || peer.is_multiple_of(2);
+    while (0..60).any(|peer| kept(peer) && received[peer] < 300_000) {
+        let message = running.double.receive().await;
+        let peer = u32::from_be_bytes(message[1..5].try_into().unwrap()) as usize;
+        match message[0] {
+            msg::CHANNEL_DATA => received[peer] += message.len() - 9,
+            msg::CHANNEL_CLOSE => assert!(!kept(peer)),
+            other => panic!("message {other}"),
+        }
+    }
+    assert!(running.double.is_quiet().await);
+}
