@@ -141,16 +141,17 @@ impl Carrier {
             );
             return;
         };
+        // Entered here and not in the task: a connection that is being made counts, and is closed when its route
+        // goes, like one that is open.
+        let guard = self.inner.connections.enter(lane, &route.forward, &route.dials);
         let carrier = self.clone();
         self.inner.supervisor.spawn("connection", async move {
-            carrier.carry(lane, open, &route, room).await
+            carrier.carry(open, &route, &guard, room).await
         });
     }
 
-    async fn carry(&self, lane: LaneId, open: IncomingChannel, route: &Route, room: OwnedSemaphorePermit) {
+    async fn carry(&self, open: IncomingChannel, route: &Route, guard: &Guard, room: OwnedSemaphorePermit) {
         let inner = &self.inner;
-        // Entered before the dial: a connection that is being made counts, and can be closed, like one that is open.
-        let guard = inner.connections.enter(lane, &route.forward, &route.dials);
         let start = Instant::now();
         let reached = tokio::select! {
             reached = reach(&route.dials, &inner.never, inner.timing.target) => reached,
@@ -164,7 +165,7 @@ impl Carrier {
                 route.counters.dial.observe(start.elapsed().as_secs_f64());
                 route.counters.opened(Opened::Accepted);
                 route.counters.open.inc();
-                self.copy(open.accept(), tcp, &guard, &route.counters).await;
+                self.copy(open.accept(), tcp, guard, &route.counters).await;
                 route.counters.open.dec();
                 let ((bytes_in, bytes_out), forward) = (guard.connection().bytes(), &route.forward);
                 debug!(forward, bytes_in, bytes_out, "connection ended");

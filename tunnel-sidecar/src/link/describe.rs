@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use proto::v1::{ForwardState, SessionState};
 use runtime::conditions::Status;
 
-use super::manager::{LaneState, Manager};
+use super::{manager::Manager, state::LaneState};
 use crate::{
     spec::{Desired, Forward},
     status::{Row, Session},
@@ -170,7 +170,7 @@ impl Manager {
                 .unwrap_or_else(|| "waits for earlier sessions to end".to_owned());
             return (ForwardState::Pending, why);
         };
-        if matches!(lane.state, LaneState::Up { .. }) {
+        if lane.is_up() {
             return (ForwardState::Listening, String::new());
         }
         match lane.refusals.get(&forward.name) {

@@ -7,10 +7,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use chisel_ssh::Advice;
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use proto::v1::ForwardState;
-use runtime::backoff::Backoff;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until},
@@ -20,13 +18,14 @@ use tracing::{info, warn};
 
 use super::{
     Command, Parts,
-    lane::{End, Event, Run, Up},
-    open::{Endpoint, Failure, Rejected, asked_wait},
+    lane::{End, Event, Run},
+    open::Endpoint,
+    state::{Fate, Lane, LaneState},
 };
 use crate::{
     carrier::Route,
     metrics::Counters,
-    plan::{Kind, LaneId, Step, View, absorbed, plan},
+    plan::{Kind, LaneId, Step, View, plan},
     remotes::Listen,
     spec::{Desired, Liveness, Tunnel},
 };
@@ -49,49 +48,13 @@ pub struct Manager {
     liveness: watch::Sender<Liveness>,
     next_lane: LaneId,
     /// Old sessions must end before new ones ask for the same ports.
-    clearing: bool,
+    pub(super) clearing: bool,
     pub(super) counters: HashMap<String, Counters>,
     pub(super) since: HashMap<String, (ForwardState, SystemTime)>,
     pub(super) last_cause: String,
     pub(super) key_changed: Option<String>,
     pub(super) round_trip: Option<(Duration, SystemTime)>,
     pub(super) connects: u64,
-}
-
-/// One lane as the manager keeps it.
-#[derive(Debug)]
-pub(super) struct Lane {
-    pub(super) kind: Kind,
-    pub(super) listens: Vec<Listen>,
-    pub(super) state: LaneState,
-    /// Why its last try failed; empty when it did not.
-    pub(super) failure: String,
-    /// What the server said about single forwards in the last try.
-    pub(super) refusals: HashMap<String, String>,
-    fate: Fate,
-    stop: CancellationToken,
-    retry: Backoff,
-    port_taken: Backoff,
-    slow: Backoff,
-}
-
-#[derive(Debug)]
-pub(super) enum LaneState {
-    Waiting(SystemTime),
-    Opening,
-    Up {
-        since: SystemTime,
-        fingerprint: String,
-        algorithms: String,
-    },
-}
-
-/// What happens to a lane when its run ends.
-#[derive(Debug)]
-enum Fate {
-    Keep,
-    Reopen(Vec<Listen>),
-    Stop,
 }
 
 impl Manager {
@@ -275,7 +238,7 @@ impl Manager {
             .collect()
     }
 
-    fn views(&self) -> Vec<View> {
+    pub(super) fn views(&self) -> Vec<View> {
         let connections = self.parts.carrier.connections();
         let staying = self
             .lanes
@@ -285,7 +248,7 @@ impl Manager {
             .map(|(id, lane)| View {
                 id: *id,
                 kind: lane.kind,
-                connected: matches!(lane.state, LaneState::Up { .. }) && matches!(lane.fate, Fate::Keep),
+                connected: lane.is_up() && matches!(lane.fate, Fate::Keep),
                 listens: match &lane.fate {
                     Fate::Reopen(listens) => listens.clone(),
                     Fate::Keep | Fate::Stop => lane.listens.clone(),
@@ -306,7 +269,7 @@ impl Manager {
         self.lanes.values().any(|lane| !lane.listens.iter().all(wanted))
     }
 
-    fn replan(&mut self) {
+    pub(super) fn replan(&mut self) {
         if self.parts.supervisor.is_draining() || self.clearing {
             return;
         }
@@ -328,28 +291,16 @@ impl Manager {
         }
     }
 
-    fn add(&mut self, kind: Kind, listens: Vec<Listen>, wait: Duration) -> LaneId {
+    pub(super) fn add(&mut self, kind: Kind, listens: Vec<Listen>, wait: Duration) -> LaneId {
         let id = self.next_lane;
         self.next_lane += 1;
-        let timing = &self.parts.timing;
-        let lane = Lane {
-            kind,
-            listens,
-            state: LaneState::Opening,
-            failure: String::new(),
-            refusals: HashMap::new(),
-            fate: Fate::Keep,
-            stop: CancellationToken::new(),
-            retry: Backoff::new(timing.retry),
-            port_taken: Backoff::new(timing.port_taken),
-            slow: Backoff::new(timing.slow),
-        };
+        let lane = Lane::new(kind, listens, &self.parts.timing);
         self.lanes.insert(id, lane);
         self.start(id, wait);
         id
     }
 
-    fn start(&mut self, id: LaneId, wait: Duration) {
+    pub(super) fn start(&mut self, id: LaneId, wait: Duration) {
         let (Some(lane), Some(endpoint)) = (self.lanes.get_mut(&id), &self.endpoint) else {
             self.lanes.remove(&id);
             return;
@@ -377,182 +328,6 @@ impl Manager {
         self.running.push(Box::pin(run.run()));
     }
 
-    fn on_event(&mut self, event: Event) {
-        match event {
-            Event::Opening(id) => {
-                if let Some(lane) = self.lanes.get_mut(&id) {
-                    lane.state = LaneState::Opening;
-                }
-            }
-            Event::Up(id, up) => self.on_up(id, *up),
-            Event::Pong(round_trip) => {
-                self.round_trip = Some((round_trip, SystemTime::now()));
-            }
-        }
-    }
-
-    fn on_up(&mut self, id: LaneId, up: Up) {
-        let Some(lane) = self.lanes.get_mut(&id) else {
-            return;
-        };
-        if !matches!(lane.fate, Fate::Keep) {
-            // It ends in a moment, and its forwards are spoken for.
-            return;
-        }
-        let names: Vec<_> = up.listens.iter().map(|listen| listen.name.as_str()).collect();
-        info!(lane = id, fingerprint = %up.fingerprint, forwards = names.join(","), "session open");
-        let algorithms = up.algorithms;
-        lane.listens = up.listens;
-        lane.kind = Kind::Common;
-        lane.failure.clear();
-        lane.refusals.clear();
-        lane.state = LaneState::Up {
-            since: SystemTime::now(),
-            fingerprint: up.fingerprint.to_string(),
-            algorithms: format!(
-                "{}, {}, {} out, {} in",
-                algorithms.kex, algorithms.host_key, algorithms.cipher_out, algorithms.cipher_in
-            ),
-        };
-        self.connects += 1;
-        self.key_changed = up.key_changed;
-        self.parts.carrier.connections().active();
-        let (denied, taken): (Vec<_>, Vec<_>) = up.rejected.into_iter().partition(|rejected| rejected.denied);
-        self.set_apart(Kind::Denied, &denied);
-        self.set_apart(Kind::PortTaken, &taken);
-        self.replan();
-    }
-
-    /// Forwards that the server refused wait in a lane of their own.
-    fn set_apart(&mut self, kind: Kind, rejected: &[Rejected]) {
-        if rejected.is_empty() {
-            return;
-        }
-        for rejected in rejected {
-            warn!(
-                forward = rejected.listen.name,
-                "the server refused this forward, the others go on: {}", rejected.text
-            );
-        }
-        let mut listens: Vec<_> = rejected.iter().map(|rejected| rejected.listen.clone()).collect();
-        let mut refusals = texts(rejected);
-        // Those that wait for the same reason wait together, so that they come back as one session.
-        let waiting = |(_, lane): &(&LaneId, &mut Lane)| {
-            lane.kind == kind
-                && matches!(lane.fate, Fate::Keep)
-                && !matches!(lane.state, LaneState::Up { .. })
-        };
-        for (_, other) in self.lanes.iter_mut().filter(waiting) {
-            listens.append(&mut other.listens);
-            refusals.extend(std::mem::take(&mut other.refusals));
-            other.fate = Fate::Stop;
-            other.stop.cancel();
-        }
-        let timing = &self.parts.timing;
-        let wait = match kind {
-            Kind::Denied => Backoff::new(timing.slow).next(Some(timing.slow_least)),
-            Kind::Common | Kind::PortTaken => Backoff::new(timing.port_taken).next(None),
-        };
-        let id = self.add(kind, listens, wait);
-        if let Some(lane) = self.lanes.get_mut(&id) {
-            lane.refusals = refusals;
-        }
-    }
-
-    fn on_end(&mut self, id: LaneId, end: End) {
-        match &end {
-            End::Stopped => {}
-            End::Failed(failure) => self.parts.metrics.ends.with_label_values(&[failure.cause]).inc(),
-            End::Lost { cause, .. } => self.parts.metrics.ends.with_label_values(&[*cause]).inc(),
-        }
-        let draining = self.parts.supervisor.is_draining();
-        let Some(lane) = self.lanes.get_mut(&id) else {
-            return;
-        };
-        match (std::mem::replace(&mut lane.fate, Fate::Keep), end) {
-            (Fate::Stop, _) | (Fate::Keep, End::Stopped) => {
-                self.lanes.remove(&id);
-            }
-            (Fate::Reopen(_) | Fate::Keep, _) if draining => {
-                self.lanes.remove(&id);
-            }
-            (Fate::Reopen(listens), _) => {
-                lane.listens = listens;
-                self.start(id, Duration::ZERO);
-            }
-            (Fate::Keep, End::Failed(failure)) => self.on_failure(id, failure),
-            (Fate::Keep, End::Lost { text, after, .. }) => self.on_loss(id, text, after),
-        }
-        if self.clearing && self.lanes.is_empty() {
-            self.clearing = false;
-        }
-        self.replan();
-    }
-
-    fn on_failure(&mut self, id: LaneId, failure: Failure) {
-        let Some(lane) = self.lanes.get_mut(&id) else {
-            return;
-        };
-        let least = self.parts.timing.slow_least;
-        let port_taken = failure.rejected.iter().any(|rejected| !rejected.denied);
-        let wait = match failure.advice {
-            _ if port_taken => lane.port_taken.next(None),
-            Advice::RetrySlowly | Advice::Fix => lane.slow.next(Some(least)),
-            Advice::Retry | Advice::RetryAfter(_) => lane.retry.next(asked_wait(failure.advice)),
-        };
-        warn!(lane = id, retry_in = ?wait, "no session: {}", failure.text);
-        if failure.key_changed {
-            self.key_changed = Some(failure.text.clone());
-        }
-        lane.refusals = texts(&failure.rejected);
-        self.last_cause.clone_from(&failure.text);
-        lane.failure = failure.text;
-        self.retry(id, wait);
-    }
-
-    fn on_loss(&mut self, id: LaneId, text: String, after: Duration) {
-        let Some(lane) = self.lanes.get_mut(&id) else {
-            return;
-        };
-        // "Connected and dropped at once" is a failure like any other: only a real session starts the series anew.
-        for series in [&mut lane.retry, &mut lane.port_taken, &mut lane.slow] {
-            series.session_lasted(after);
-        }
-        let wait = lane.retry.next(None);
-        warn!(lane = id, ?after, retry_in = ?wait, "session lost: {text}");
-        lane.failure.clone_from(&text);
-        self.last_cause = text;
-        self.retry(id, wait);
-    }
-
-    /// Tries a lane again, together with those that are down anyway.
-    fn retry(&mut self, id: LaneId, wait: Duration) {
-        if let Some(lane) = self.lanes.get_mut(&id) {
-            lane.state = LaneState::Waiting(SystemTime::now() + wait);
-            if lane.kind == Kind::Common {
-                for other in absorbed(&self.views(), id) {
-                    self.absorb(id, other);
-                }
-            }
-        }
-        self.start(id, wait);
-    }
-
-    fn absorb(&mut self, id: LaneId, other: LaneId) {
-        let Some(absorbed) = self.lanes.get_mut(&other) else {
-            return;
-        };
-        let listens = match std::mem::replace(&mut absorbed.fate, Fate::Stop) {
-            Fate::Reopen(listens) => listens,
-            Fate::Keep | Fate::Stop => std::mem::take(&mut absorbed.listens),
-        };
-        absorbed.listens.clear();
-        absorbed.stop.cancel();
-        if let Some(lane) = self.lanes.get_mut(&id) {
-            lane.listens.extend(listens);
-        }
-    }
-
     fn silence_ends(&self) -> Option<Instant> {
         let inactivity = self.tunnel()?.inactivity?;
         let open = self.asleep.is_none() && !self.lanes.is_empty();
@@ -572,13 +347,6 @@ impl Manager {
         ));
         self.replan();
     }
-}
-
-fn texts(rejected: &[Rejected]) -> HashMap<String, String> {
-    rejected
-        .iter()
-        .map(|rejected| (rejected.listen.name.clone(), rejected.text.clone()))
-        .collect()
 }
 
 /// One line for each address of the seeds that is read as a name, once.

@@ -7,12 +7,14 @@
 //! ```
 //!
 //! All lanes are polled by the manager's one task; what they do between two decisions is in [`lane`], one try at a
-//! session is in [`open`], what the world is told is in [`describe`].
+//! session is in [`open`], what its end means is in [`outcomes`], what the world is told is in [`describe`].
 
 mod describe;
 mod lane;
 mod manager;
 mod open;
+mod outcomes;
+mod state;
 
 use std::sync::Arc;
 
