@@ -11,11 +11,17 @@ use tempfile::TempDir;
 use crate::{
     control_plane::{ControlPlane, ControlPlaneConfig},
     kubernetes::{Simulation, SimulationConfig},
-    pod::{Kubernetes, Pod, PodConfig},
+    pod::{Kubernetes, Part, Pod, PodConfig},
 };
 
 /// The token that labs register with.
 pub const TOKEN: &str = "lab-agent-token";
+
+/// Where they keep it in the simulation, as the chart does.
+const NAMESPACE: &str = "pipeops-system";
+
+/// Where labs on a real cluster keep the agent's state: not where a chart may be installed.
+const REAL_NAMESPACE: &str = "pipeops-lab";
 
 /// The cluster that a lab manages.
 #[derive(Debug)]
@@ -32,7 +38,11 @@ impl Cluster {
     /// # Errors
     /// When no port can be bound.
     pub async fn simulated() -> Result<Self> {
-        let config = SimulationConfig { seed: 7, tick: None, ..SimulationConfig::default() };
+        let config = SimulationConfig {
+            seed: 7,
+            tick: None,
+            ..SimulationConfig::default()
+        };
         Ok(Self::Simulated(Box::new(Simulation::start(config).await?)))
     }
 
@@ -98,16 +108,28 @@ impl Lab {
             prepare_state(&kubeconfig)?;
         }
         let control_plane = ControlPlane::start(control_plane).await?;
-        let pod = change(PodConfig::new(
+        let mut pod = PodConfig::new(
             control_plane.api_url(),
             control_plane.token(),
             Kubernetes::Kubeconfig(kubeconfig.clone()),
-        ));
+        );
+        if let Cluster::Real(_) = cluster {
+            for name in ["PIPEOPS_STATE_NAMESPACE", "PIPEOPS_POD_NAMESPACE"] {
+                pod = pod.env(Part::Core, name, REAL_NAMESPACE);
+            }
+        }
+        let pod = change(pod);
         let pod = Pod::prepare(pod, &dir.path().join("pod"))?;
         if let Cluster::Simulated(simulation) = &cluster {
             empty_state(simulation)?;
         }
-        Ok(Self { control_plane, cluster, pod, kubeconfig, dir })
+        Ok(Self {
+            control_plane,
+            cluster,
+            pod,
+            kubeconfig,
+            dir,
+        })
     }
 
     /// Everything runs: registered, beating, proxy dialled in, forwards listening.
@@ -125,7 +147,7 @@ impl Lab {
     /// # Errors
     /// When a part cannot be started.
     pub async fn start(&mut self) -> Result<String> {
-        for part in crate::pod::Part::ALL {
+        for part in Part::ALL {
             self.pod.start_part(part)?;
         }
         let id = self.control_plane.wait_registered().await;
@@ -182,42 +204,58 @@ pub fn kubectl<S: AsRef<std::ffi::OsStr>>(kubeconfig: &Path, args: &[S]) -> Resu
     Ok(text)
 }
 
-/// What the chart creates for the agent: its namespace, the empty Secret and the Lease.
+/// What the chart creates for the agent: the empty Secret and the Lease.
 ///
 /// # Errors
 /// When the simulation refuses them.
 pub fn empty_state(simulation: &Simulation) -> Result<()> {
-    for (plural, object) in state_objects() {
+    for (plural, object) in state_objects(NAMESPACE) {
         simulation
-            .create(plural, "pipeops-system", object)
+            .create(plural, NAMESPACE, object)
             .map_err(|status| anyhow::anyhow!("creating the state {plural}: {status:?}"))?;
     }
     Ok(())
 }
 
+/// The same on a real cluster, and nothing that an earlier lab left behind.
 fn prepare_state(kubeconfig: &Path) -> Result<()> {
     let namespace = serde_json::json!({
-        "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "pipeops-system"}
+        "apiVersion": "v1", "kind": "Namespace", "metadata": {"name": REAL_NAMESPACE}
     });
     let file = tempfile::NamedTempFile::new()?;
     let path = file.path().display().to_string();
-    kubectl(kubeconfig, &["delete", "secret,lease", "--all", "-n", "pipeops-system"]).ok();
-    let objects = std::iter::once(namespace).chain(state_objects().into_iter().map(|(_, object)| object));
+    std::fs::write(&path, namespace.to_string())?;
+    kubectl(kubeconfig, &["apply", "-f", &path])?;
+    kubectl(
+        kubeconfig,
+        &["delete", "secret,lease", "--all", "-n", REAL_NAMESPACE],
+    )?;
+    let ours = "metadata.name!=kube-root-ca.crt";
+    kubectl(
+        kubeconfig,
+        &["delete", "configmap", "-n", "default", "--field-selector", ours],
+    )?;
+    let objects = state_objects(REAL_NAMESPACE)
+        .into_iter()
+        .map(|(_, object)| object);
     let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects.collect::<Vec<_>>()});
     std::fs::write(&path, list.to_string())?;
-    kubectl(kubeconfig, &["apply", "-f", &path])?;
+    kubectl(kubeconfig, &["create", "-f", &path])?;
     Ok(())
 }
 
-fn state_objects() -> [(&'static str, serde_json::Value); 2] {
-    let metadata = serde_json::json!({"name": "pipeops-agent-state", "namespace": "pipeops-system"});
+fn state_objects(namespace: &str) -> [(&'static str, serde_json::Value); 2] {
+    let metadata = serde_json::json!({"name": "pipeops-agent-state", "namespace": namespace});
     [
-        ("secrets", serde_json::json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata})),
+        (
+            "secrets",
+            serde_json::json!({"apiVersion": "v1", "kind": "Secret", "type": "Opaque", "metadata": metadata}),
+        ),
         (
             "leases",
             serde_json::json!({
                 "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
-                "metadata": {"name": "pipeops-agent", "namespace": "pipeops-system"}, "spec": {}
+                "metadata": {"name": "pipeops-agent", "namespace": namespace}, "spec": {}
             }),
         ),
     ]

@@ -1,7 +1,7 @@
 //! A receiver of spans: the collector's side of OTLP over gRPC.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -49,17 +49,36 @@ impl Receiver {
     /// # Errors
     /// When no port can be bound.
     pub async fn start() -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::start_on(IpAddr::from([127, 0, 0, 1])).await
+    }
+
+    /// Listens on a free port of one of this machine's addresses.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub async fn start_on(ip: IpAddr) -> Result<Self> {
+        let listener = TcpListener::bind((ip, 0)).await?;
         let address = listener.local_addr()?;
         let spans = Arc::default();
         let server = Server::builder()
-            .add_service(TraceServiceServer::new(Collector { spans: Arc::clone(&spans) }))
+            .add_service(TraceServiceServer::new(Collector {
+                spans: Arc::clone(&spans),
+            }))
             .serve_with_incoming(TcpListenerStream::new(listener));
         let mut task = JoinSet::new();
         task.spawn(async move {
             server.await.ok();
         });
-        Ok(Self { address, spans, _task: task })
+        Ok(Self {
+            address,
+            spans,
+            _task: task,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// What `OTEL_EXPORTER_OTLP_ENDPOINT` is set to.
@@ -70,7 +89,11 @@ impl Receiver {
     /// The spans of one trace, in the order in which they arrived.
     pub fn trace(&self, trace_id: &str) -> Vec<Span> {
         let spans = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
-        spans.iter().filter(|span| span.trace_id == trace_id).cloned().collect()
+        spans
+            .iter()
+            .filter(|span| span.trace_id == trace_id)
+            .cloned()
+            .collect()
     }
 
     /// Every span that is kept.
@@ -98,7 +121,11 @@ impl TraceService for Collector {
         let mut kept = self.spans.lock().unwrap_or_else(PoisonError::into_inner);
         for group in request.into_inner().resource_spans {
             let resource = group.resource.unwrap_or_default();
-            let service = resource.attributes.iter().filter_map(text).find(|(key, _)| key == "service.name");
+            let service = resource
+                .attributes
+                .iter()
+                .filter_map(text)
+                .find(|(key, _)| key == "service.name");
             let service = service.map(|(_, name)| name).unwrap_or_default();
             for span in group.scope_spans.into_iter().flat_map(|scope| scope.spans) {
                 kept.push(Span {
@@ -113,6 +140,8 @@ impl TraceService for Collector {
         }
         let surplus = kept.len().saturating_sub(KEPT);
         kept.drain(..surplus);
-        Ok(Response::new(ExportTraceServiceResponse { partial_success: None }))
+        Ok(Response::new(ExportTraceServiceResponse {
+            partial_success: None,
+        }))
     }
 }

@@ -1,14 +1,12 @@
 //! The chart on the real cluster of `make cluster-up`.
 
-use std::net::{IpAddr, SocketAddr};
-
 use anyhow::Result;
 use tempfile::TempDir;
 
 use super::Commands;
 use crate::{
     cluster::{NAMESPACE, RealCluster},
-    control_plane::{ControlPlane, ControlPlaneConfig},
+    control_plane::ControlPlane,
 };
 
 /// Everything that runs for the demo.
@@ -18,31 +16,24 @@ pub(crate) struct Stage {
     dir: TempDir,
 }
 
-/// A control plane that pods of the cluster can dial, with TLS as outside.
-///
-/// # Errors
-/// When it cannot be started.
-pub(crate) async fn control_plane(cluster: &RealCluster, token: &str) -> Result<ControlPlane> {
-    let host: IpAddr = cluster.host_address()?.parse()?;
-    let mut config = ControlPlaneConfig::new(token);
-    config.listen = SocketAddr::new(host, 0);
-    config.public_host = host.to_string();
-    config.tls = true;
-    config.chisel_tls = true;
-    ControlPlane::start(config).await
-}
-
 impl Stage {
     pub(crate) async fn start() -> Result<Self> {
-        let cluster = RealCluster::running()?;
+        let cluster = RealCluster::running().await?;
         let dir = tempfile::Builder::new().prefix("pipeops-demo-").tempdir()?;
         let token = runtime::secret::hex(&rand::random::<[u8; 16]>());
-        let control_plane = control_plane(&cluster, &token).await?;
+        let control_plane = cluster.control_plane(&token).await?;
         println!("control plane: {}", control_plane.api_url());
-        println!("cluster:       real, kubeconfig {}", cluster.kubeconfig()?.display());
+        println!(
+            "cluster:       real, kubeconfig {}",
+            cluster.kubeconfig()?.display()
+        );
         println!("helm install:  pipeops-agent in namespace {NAMESPACE}\n");
-        cluster.install(&control_plane, dir.path(), &[]).await?;
-        Ok(Self { control_plane, cluster, dir })
+        cluster.install(&control_plane, &[]).await?;
+        Ok(Self {
+            control_plane,
+            cluster,
+            dir,
+        })
     }
 
     pub(crate) async fn commands(&self) -> Result<Commands> {
@@ -51,21 +42,35 @@ impl Stage {
         std::fs::write(&front, self.control_plane.kubeconfig(&id))?;
         let (front, own) = (front.display(), self.cluster.kubeconfig()?);
         let own = own.display();
-        let logs = format!("kubectl --kubeconfig {own} -n {NAMESPACE} logs deploy/pipeops-agent -c k8s-proxy");
-        let token = format!("kubectl --kubeconfig {own} -n {NAMESPACE} exec deploy/pipeops-agent -c agent-core -- /agent-core token");
+        let logs =
+            format!("kubectl --kubeconfig {own} -n {NAMESPACE} logs deploy/pipeops-agent -c k8s-proxy");
+        let token = format!(
+            "kubectl --kubeconfig {own} -n {NAMESPACE} exec deploy/pipeops-agent -c agent-core -- /agent-core token"
+        );
         Ok(Commands {
             lines: vec![
-                ("the cluster, from outside", format!("kubectl --kubeconfig {front} get pods -A")),
-                ("a live watch through the proxy", format!("kubectl --kubeconfig {front} get pods -A -w")),
+                (
+                    "the cluster, from outside",
+                    format!("kubectl --kubeconfig {front} get pods -A"),
+                ),
+                (
+                    "a live watch through the proxy",
+                    format!("kubectl --kubeconfig {front} get pods -A -w"),
+                ),
                 ("what a container says", logs),
                 ("the operator's token", token),
-                ("the page", format!("kubectl --kubeconfig {own} -n {NAMESPACE} port-forward deploy/pipeops-agent 8080")),
+                (
+                    "the page",
+                    format!(
+                        "kubectl --kubeconfig {own} -n {NAMESPACE} port-forward deploy/pipeops-agent 8080"
+                    ),
+                ),
             ],
         })
     }
 
     /// Uninstalls; the cluster itself stays until `make cluster-down`.
     pub(crate) async fn end(&self) -> Result<()> {
-        self.cluster.uninstall().await
+        self.cluster.remove().await
     }
 }

@@ -7,7 +7,7 @@ use super::observer::{front_client, through_forward};
 use crate::{
     control_plane::ControlPlaneConfig,
     lab::{Cluster, Lab, TOKEN},
-    otlp::Receiver,
+    otlp::{Receiver, Span},
     pod::Part,
     wait::eventually,
 };
@@ -21,15 +21,40 @@ pub async fn from_far_away(cluster: Cluster) -> Result<()> {
     let namespaces = lab.kubectl(&id, &["get", "namespaces", "-o", "name"]).await?;
     ensure!(namespaces.contains("namespace/default"), "{namespaces}");
     let file = lab.dir().join("settings.yaml");
-    std::fs::write(&file, "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: far-away, namespace: default}\ndata: {a: '1'}\n")?;
+    std::fs::write(
+        &file,
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: far-away, namespace: default}\ndata: {a: '1'}\n",
+    )?;
     let path = file.display().to_string();
-    lab.kubectl(&id, &["apply", "--validate=false", "-f", &path]).await?;
-    let get = ["get", "configmap", "far-away", "-n", "default", "-o", "jsonpath={.data.a}"];
+    lab.kubectl(&id, &["apply", "--validate=false", "-f", &path])
+        .await?;
+    let get = [
+        "get",
+        "configmap",
+        "far-away",
+        "-n",
+        "default",
+        "-o",
+        "jsonpath={.data.a}",
+    ];
     ensure!(lab.kubectl(&id, &get).await? == "1");
-    let watch = ["get", "configmaps", "-n", "default", "-w", "-o", "name", "--request-timeout=5s"];
-    let watched = lab.kubectl(&id, &watch).await.unwrap_or_else(|error| error.to_string());
+    let watch = [
+        "get",
+        "configmaps",
+        "-n",
+        "default",
+        "-w",
+        "-o",
+        "name",
+        "--request-timeout=5s",
+    ];
+    let watched = lab
+        .kubectl(&id, &watch)
+        .await
+        .unwrap_or_else(|error| error.to_string());
     ensure!(watched.contains("configmap/far-away"), "{watched}");
-    lab.kubectl(&id, &["delete", "configmap", "far-away", "-n", "default"]).await?;
+    lab.kubectl(&id, &["delete", "configmap", "far-away", "-n", "default"])
+        .await?;
     ensure!(lab.kubectl(&id, &get).await.is_err(), "deleted means gone");
     for forward in ["kubernetes-api", "k8s-proxy", "agent-http"] {
         let (text, took) = eventually(forward, || async {
@@ -43,7 +68,9 @@ pub async fn from_far_away(cluster: Cluster) -> Result<()> {
     ensure!(beat.body["status"] == "active", "{}", beat.body);
     let (counted, _) = eventually("node and pod counts in a heartbeat", || async {
         let beat = lab.control_plane.heartbeats(&id).pop()?;
-        beat.body["metadata"]["k8s_nodes"].as_u64().filter(|nodes| *nodes > 0)
+        beat.body["metadata"]["k8s_nodes"]
+            .as_u64()
+            .filter(|nodes| *nodes > 0)
     })
     .await;
     println!("heartbeats tell of {counted} nodes");
@@ -53,7 +80,9 @@ pub async fn from_far_away(cluster: Cluster) -> Result<()> {
                 && request.verb == "list"
                 && request.user.contains("admin")
                 && !request.query.contains("limit=1")
-                && request.header("user-agent").is_some_and(|agent| agent.contains("agent-core"))
+                && request
+                    .header("user-agent")
+                    .is_some_and(|agent| agent.contains("agent-core"))
         });
         ensure!(full.is_empty(), "a full pod list was asked for: {full:?}");
     }
@@ -66,7 +95,14 @@ pub async fn from_far_away(cluster: Cluster) -> Result<()> {
 /// # Errors
 /// When a span is missing.
 pub async fn one_trace(cluster: Cluster) -> Result<()> {
-    let receiver = Receiver::start().await?;
+    one_trace_of(cluster, &Receiver::start().await?, &["k8s-proxy"]).await
+}
+
+/// The same with a receiver that others send to as well: each of these services has a span in the caller's trace.
+///
+/// # Errors
+/// When a span is missing.
+pub async fn one_trace_of(cluster: Cluster, receiver: &Receiver, services: &[&str]) -> Result<()> {
     let endpoint = receiver.endpoint();
     let mut lab = Lab::with(cluster, ControlPlaneConfig::new(TOKEN), |pod| {
         pod.env(Part::Proxy, "OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
@@ -74,28 +110,47 @@ pub async fn one_trace(cluster: Cluster) -> Result<()> {
     .await?;
     let id = lab.start().await?;
     let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
-    let url = format!("{}/api/v1/namespaces/default/configmaps", lab.control_plane.front_url(&id));
+    let url = format!(
+        "{}/api/v1/namespaces/default/configmaps",
+        lab.control_plane.front_url(&id)
+    );
     let request = front_client(&lab.control_plane)?
         .get(url)
         .bearer_auth(lab.control_plane.front_token())
         .header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"));
     ensure!(request.send().await?.status().is_success());
     let (spans, took) = eventually("spans that join the trace", || async {
-        Some(receiver.trace(trace)).filter(|spans| spans.iter().any(|span| span.service == "k8s-proxy"))
+        let of = |spans: &[Span], service: &str| spans.iter().any(|span| span.service == service);
+        Some(receiver.trace(trace)).filter(|spans| services.iter().all(|service| of(spans, service)))
     })
     .await;
-    println!("trace {trace}: {:?} after {took:?}", spans.iter().map(|span| &span.name).collect::<Vec<_>>());
+    let names: Vec<_> = spans
+        .iter()
+        .map(|span| format!("{}: {}", span.service, span.name))
+        .collect();
+    println!("trace {trace}: {names:?} after {took:?}");
     if let Ok(simulation) = lab.cluster.simulation() {
-        let received = simulation.requests().find(|request| request.path.ends_with("/configmaps"));
-        let header = received.last().and_then(|request| request.header("traceparent")).context("no traceparent")?;
+        let received = simulation
+            .requests()
+            .find(|request| request.path.ends_with("/configmaps"));
+        let header = received
+            .last()
+            .and_then(|request| request.header("traceparent"))
+            .context("no traceparent")?;
         ensure!(header.contains(trace), "the apiserver received {header}");
         let parent = header.split('-').nth(2).unwrap_or_default();
-        ensure!(spans.iter().any(|span| span.span_id == parent), "{header} names no span of ours: {spans:?}");
+        ensure!(
+            spans.iter().any(|span| span.span_id == parent),
+            "{header} names no span of ours: {spans:?}"
+        );
     }
     Ok(())
 }
 
 /// The body of a heartbeat's `agent.containers` entry of one part.
 pub fn container<'a>(heartbeat: &'a Value, part: Part) -> Option<&'a Value> {
-    heartbeat["agent"]["containers"].as_array()?.iter().find(|container| container["name"] == part.name())
+    heartbeat["agent"]["containers"]
+        .as_array()?
+        .iter()
+        .find(|container| container["name"] == part.name())
 }

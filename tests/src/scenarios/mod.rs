@@ -1,6 +1,7 @@
 //! What must hold, as functions over a [`Lab`](crate::lab::Lab): the same list runs against the simulated cluster
 //! and against the real one.
 
+pub mod carrier;
 pub mod identity;
 pub mod kill;
 pub mod managing;
