@@ -406,7 +406,7 @@ impl ProxyLink {
         self.shared.table.len()
     }
 
-    /// Frames that belonged to no open request: after CANCEL and its `done` this must not grow.
+    /// Frames of streams that are not open: after CANCEL and its `done` this must not grow.
     pub fn stray(&self) -> u64 {
         self.shared.table.stray()
     }
@@ -452,7 +452,7 @@ pub struct LinkView {
     pub frames_in: u64,
     /// Messages that were no frames of the contract.
     pub bad_frames_in: u64,
-    /// Frames that belonged to no open request.
+    /// Frames of streams that are not open.
     pub stray_frames_in: u64,
     /// Whether nothing is read from it.
     pub stalled: bool,

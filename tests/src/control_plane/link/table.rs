@@ -64,6 +64,8 @@ struct Entry {
     queue: Option<mpsc::Sender<Frame>>,
     shared: Arc<Shared>,
     stream: bool,
+    /// Its first frame has come.
+    begun: bool,
     stream_id: String,
 }
 
@@ -98,6 +100,7 @@ impl Table {
             queue: Some(sender),
             shared: Arc::clone(&shared),
             stream,
+            begun: false,
             stream_id: String::new(),
         };
         open.entries.insert(id.clone(), entry);
@@ -107,17 +110,21 @@ impl Table {
     /// Hands a frame to its caller; returns the ids of a stream to cancel when that caller is too slow or gone.
     pub(super) fn dispatch(&self, answer: Frame) -> Option<(String, String)> {
         let mut open = self.lock();
-        let Some(entry) = open.entries.get_mut(&answer.id) else {
-            self.stray.fetch_add(1, Ordering::Relaxed);
+        let of_stream = answer.stream || answer.chunk;
+        let entry = open.entries.get_mut(&answer.id);
+        let Some(entry) = entry.filter(|entry| !entry.begun || of_stream || answer.done) else {
+            // What belongs to no stream is the refusal of a frame: of a CANCEL that came too late, or of a second
+            // request with an id that is open, which must not end the first.
+            if of_stream || answer.done {
+                self.stray.fetch_add(1, Ordering::Relaxed);
+            }
             return None;
         };
+        entry.begun = true;
         if !answer.stream_id.is_empty() {
             entry.stream_id.clone_from(&answer.stream_id);
         }
-        let (id, last) = (
-            answer.id.clone(),
-            answer.done || !entry.stream || !(answer.stream || answer.chunk),
-        );
+        let (id, last) = (answer.id.clone(), answer.done || !entry.stream || !of_stream);
         let mut cancel = None;
         if let Some(queue) = &entry.queue {
             let (length, queued) = (answer.body.len(), entry.shared.queued.load(Ordering::Relaxed));
@@ -163,7 +170,7 @@ impl Table {
         self.lock().entries.len()
     }
 
-    /// Frames that belonged to no open request.
+    /// Frames of streams that are not open.
     pub(super) fn stray(&self) -> u64 {
         self.stray.load(Ordering::Relaxed)
     }
@@ -231,6 +238,27 @@ mod tests {
         table.close(&lost);
         assert_eq!(waiting.next().await.unwrap_err(), lost);
         assert_eq!(table.open(false).unwrap_err(), lost);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_with_the_id_of_an_open_stream_does_not_end_it() {
+        let table = Table::default();
+        let mut waiting = table.open(true).unwrap();
+        table.dispatch(frame(&waiting.id, 1));
+        table.dispatch(Frame {
+            id: waiting.id.clone(),
+            status: 409,
+            ..Frame::default()
+        });
+        table.dispatch(frame(&waiting.id, 2));
+        assert_eq!(
+            (
+                waiting.next().await.unwrap().body.len(),
+                waiting.next().await.unwrap().body.len()
+            ),
+            (1, 2)
+        );
+        assert_eq!((table.len(), table.stray()), (1, 0));
     }
 
     #[tokio::test]

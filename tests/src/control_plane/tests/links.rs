@@ -207,7 +207,7 @@ async fn bad_frames_of_the_proxy_are_counted_and_end_nothing_else() {
     let mut tap = link.tap();
     peer.socket.send(Message::text("no json")).await.unwrap();
     peer.socket.send(Message::binary(vec![1, 2, 3])).await.unwrap();
-    peer.send(json!({ "id": "nobody", "status_code": 200 })).await;
+    peer.send(json!({ "id": "nobody", "chunk": true })).await;
     let script = async {
         let request = peer.next().await.unwrap();
         peer.send(json!({ "id": request["id"], "status_code": 200, "body": "***" }))
@@ -257,7 +257,8 @@ async fn a_stalled_link_fills_the_proxys_side_and_goes_on_afterwards() {
     let control_plane = plain().await;
     let (id, mut peer, link) = Peer::linked(&control_plane).await;
     control_plane.stall_links(&id, true);
-    let piece = Message::text(json!({ "id": "nobody", "body": "A".repeat(1 << 20) }).to_string());
+    let piece =
+        Message::text(json!({ "id": "nobody", "chunk": true, "body": "A".repeat(1 << 20) }).to_string());
     let fill = async {
         let mut sent = 0_u64;
         while let Ok(done) = tokio::time::timeout(SOON, peer.socket.send(piece.clone())).await {

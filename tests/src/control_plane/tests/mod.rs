@@ -4,6 +4,7 @@ mod agents;
 mod chisel;
 mod faults;
 mod front;
+mod kubectl;
 mod links;
 mod people;
 
