@@ -32,10 +32,17 @@ impl Cli {
     ///
     /// # Errors
     /// The exit code, after the fault or the help text was printed.
-    pub fn parse(args: impl IntoIterator<Item = impl Into<OsString> + Clone>, env: Env) -> Result<Self, ExitCode> {
+    pub fn parse(
+        args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+        env: Env,
+    ) -> Result<Self, ExitCode> {
         let matches = clap_command().try_get_matches_from(args).map_err(|error| {
             error.print().ok();
-            if error.use_stderr() { ExitCode::from(CONFIG_EXIT) } else { ExitCode::SUCCESS }
+            if error.use_stderr() {
+                ExitCode::from(CONFIG_EXIT)
+            } else {
+                ExitCode::SUCCESS
+            }
         })?;
         let command = match matches.subcommand_name() {
             Some(_) => Command::from_arg_matches(&matches).unwrap_or_default(),
@@ -53,7 +60,12 @@ impl Cli {
             }
             file = given(level, "config").map(PathBuf::from).or(file);
         }
-        Ok(Self { command, flags, file, env })
+        Ok(Self {
+            command,
+            flags,
+            file,
+            env,
+        })
     }
 
     /// The whole configuration.
@@ -67,7 +79,9 @@ impl Cli {
     /// The operator token's file, which `token` prints without asking for a complete configuration.
     pub fn operator_token(&self) -> TokenFile {
         let dir = self.flags.get("process.private_dir").map(String::as_str);
-        let dir = dir.or_else(|| self.env.get("PIPEOPS_PRIVATE_DIR")).unwrap_or("/run/pipeops/private");
+        let dir = dir
+            .or_else(|| self.env.get("PIPEOPS_PRIVATE_DIR"))
+            .unwrap_or("/run/pipeops/private");
         TokenFile::new(PathBuf::from(dir).join(OPERATOR_TOKEN))
     }
 
@@ -75,9 +89,10 @@ impl Cli {
     pub fn check_config(&self) -> ExitCode {
         match self.config() {
             Ok(config) => {
-                let lines = config.effective.iter().map(|line| {
-                    format!("{} = {} ({})", line.name, line.value, line.source)
-                });
+                let lines = config
+                    .effective
+                    .iter()
+                    .map(|line| format!("{} = {} ({})", line.name, line.value, line.source));
                 let lines: Vec<String> = lines.chain(config.notes.iter().cloned()).collect();
                 print(&format!("{}\nconfiguration: ok", lines.join("\n")))
             }
@@ -94,7 +109,13 @@ fn given(matches: &ArgMatches, flag: &str) -> Option<String> {
 fn clap_command() -> Clap {
     let mut command = Clap::new("agent-core")
         .about("Who the agent is: registration, heartbeat, state, local API, page")
-        .arg(Arg::new("config").long("config").value_name("FILE").global(true).help("YAML configuration file"));
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .global(true)
+                .help("YAML configuration file"),
+        );
     for key in KEYS {
         let Some(flag) = key.flag else { continue };
         let mut arg = Arg::new(flag).long(flag).value_name("VALUE").global(true);
@@ -103,7 +124,10 @@ fn clap_command() -> Clap {
             Meaning::Ignored(_) => arg.hide(true),
         };
         if key.shape == Shape::Switch {
-            arg = arg.num_args(0..=1).require_equals(true).default_missing_value("true");
+            arg = arg
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true");
         }
         command = command.arg(arg);
     }

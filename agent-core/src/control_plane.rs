@@ -49,8 +49,13 @@ pub enum ClientError {
 #[derive(Debug)]
 pub(crate) enum RegisterOutcome {
     Registered(register::Registered),
-    Refused { sentence: String },
-    Failed { reason: String, retry_after: Option<Duration> },
+    Refused {
+        sentence: String,
+    },
+    Failed {
+        reason: String,
+        retry_after: Option<Duration>,
+    },
 }
 
 /// What came of a heartbeat.
@@ -58,8 +63,13 @@ pub(crate) enum RegisterOutcome {
 pub(crate) enum BeatOutcome {
     Accepted,
     /// The control plane does not know the cluster, or not this token.
-    Refused { reason: String },
-    Failed { reason: String, retry_after: Option<Duration> },
+    Refused {
+        reason: String,
+    },
+    Failed {
+        reason: String,
+        retry_after: Option<Duration>,
+    },
 }
 
 /// An answer as it came.
@@ -140,10 +150,18 @@ impl ControlPlane {
     /// Registers; `service_token_sent` only words the refusal.
     pub(crate) async fn register(&self, body: &Value, service_token_sent: bool) -> RegisterOutcome {
         let span = info_span!("register");
-        let answer = self.post(register::PATH, body, self.timeout).instrument(span).await;
+        let answer = self
+            .post(register::PATH, body, self.timeout)
+            .instrument(span)
+            .await;
         let answer = match answer {
             Ok(answer) => answer,
-            Err(reason) => return RegisterOutcome::Failed { reason, retry_after: None },
+            Err(reason) => {
+                return RegisterOutcome::Failed {
+                    reason,
+                    retry_after: None,
+                };
+            }
         };
         let status = answer.status.as_u16();
         // 409 names the cluster that is there already: the registration of an earlier start.
@@ -156,39 +174,68 @@ impl ControlPlane {
         if is_final(status) {
             let url = self.url.as_str().trim_end_matches('/');
             let cluster_name = &self.cluster_name;
-            let refusal = Refusal { url, status, said: &said, cluster_name, service_token_sent };
-            return RegisterOutcome::Refused { sentence: sentence(refusal) };
+            let refusal = Refusal {
+                url,
+                status,
+                said: &said,
+                cluster_name,
+                service_token_sent,
+            };
+            return RegisterOutcome::Refused {
+                sentence: sentence(refusal),
+            };
         }
         let reason = if answer.status.is_success() {
-            format!("{} answered the registration with {status} and no cluster_id ({said})", self.url)
+            format!(
+                "{} answered the registration with {status} and no cluster_id ({said})",
+                self.url
+            )
         } else {
             format!("{} answered the registration with {status} ({said})", self.url)
         };
-        RegisterOutcome::Failed { reason, retry_after: answer.retry_after }
+        RegisterOutcome::Failed {
+            reason,
+            retry_after: answer.retry_after,
+        }
     }
 
     /// Sends one heartbeat; returns the HTTP status too, 0 without an answer.
-    pub(crate) async fn beat(&self, cluster_uuid: &str, body: &Value, limit: Option<Duration>) -> (u16, BeatOutcome) {
+    pub(crate) async fn beat(
+        &self,
+        cluster_uuid: &str,
+        body: &Value,
+        limit: Option<Duration>,
+    ) -> (u16, BeatOutcome) {
         let path = wire::heartbeat::path(cluster_uuid);
         let timeout = limit.unwrap_or(self.heartbeat_timeout);
         let span = info_span!("heartbeat");
         let answer = match self.post(&path, body, timeout).instrument(span).await {
             Ok(answer) => answer,
-            Err(reason) => return (0, BeatOutcome::Failed { reason, retry_after: None }),
+            Err(reason) => {
+                return (
+                    0,
+                    BeatOutcome::Failed {
+                        reason,
+                        retry_after: None,
+                    },
+                );
+            }
         };
         let status = answer.status.as_u16();
         let said = complaint(&answer.body);
         let outcome = match status {
             200..300 => match says_unknown(&said) {
                 false => BeatOutcome::Accepted,
-                true => BeatOutcome::Refused { reason: format!("the control plane says: {said}") },
+                true => BeatOutcome::Refused {
+                    reason: format!("the control plane says: {said}"),
+                },
             },
-            401 | 403 | 404 | 410 => {
-                BeatOutcome::Refused { reason: format!("heartbeats are answered with {status} ({said})") }
-            }
-            400..500 if says_unknown(&said) => {
-                BeatOutcome::Refused { reason: format!("heartbeats are answered with {status} ({said})") }
-            }
+            401 | 403 | 404 | 410 => BeatOutcome::Refused {
+                reason: format!("heartbeats are answered with {status} ({said})"),
+            },
+            400..500 if says_unknown(&said) => BeatOutcome::Refused {
+                reason: format!("heartbeats are answered with {status} ({said})"),
+            },
             _ => BeatOutcome::Failed {
                 reason: format!("heartbeats are answered with {status} ({said})"),
                 retry_after: answer.retry_after,
@@ -203,7 +250,8 @@ impl ControlPlane {
     }
 
     async fn post(&self, path: &str, body: &Value, timeout: Duration) -> Result<Answer, String> {
-        self.send(self.client.post(self.target(path)?).json(body), timeout).await
+        self.send(self.client.post(self.target(path)?).json(body), timeout)
+            .await
     }
 
     async fn send(&self, request: reqwest::RequestBuilder, timeout: Duration) -> Result<Answer, String> {
@@ -227,7 +275,11 @@ impl ControlPlane {
                     break;
                 }
             }
-            Ok::<_, reqwest::Error>(Answer { status, retry_after, body })
+            Ok::<_, reqwest::Error>(Answer {
+                status,
+                retry_after,
+                body,
+            })
         };
         match tokio::time::timeout(timeout, call).await {
             Ok(Ok(answer)) => Ok(answer),
@@ -244,11 +296,17 @@ impl ControlPlane {
 
     /// The base URL may have a path of its own.
     fn target(&self, path: &str) -> Result<Url, String> {
-        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+        let (path, query) = path
+            .split_once('?')
+            .map_or((path, None), |(path, query)| (path, Some(query)));
         let mut url = self.url.clone();
         url.set_path(&format!("{}{path}", self.url.path().trim_end_matches('/')));
         url.set_query(query);
-        if url.host() == self.url.host() { Ok(url) } else { Err(format!("{path} leads elsewhere")) }
+        if url.host() == self.url.host() {
+            Ok(url)
+        } else {
+            Err(format!("{path} leads elsewhere"))
+        }
     }
 }
 
@@ -280,7 +338,7 @@ mod tests {
         assert_eq!(after("7"), Some(Duration::from_secs(7)));
         assert_eq!(after("99999999999"), Some(LONGEST_RETRY_AFTER));
         assert_eq!(after("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO));
-        assert_eq!(after("Sun, 06 Nov 2994 08:49:37 GMT"), Some(LONGEST_RETRY_AFTER));
+        assert_eq!(after("Thu, 06 Nov 2994 08:49:37 GMT"), Some(LONGEST_RETRY_AFTER));
         assert_eq!((after("soon"), after("-1")), (None, None));
         assert_eq!(retry_after(&HeaderMap::new()), None);
     }

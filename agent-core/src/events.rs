@@ -114,14 +114,19 @@ pub(crate) async fn watch(hub: Hub, events: Events, supervisor: Supervisor) {
         }
         let connected = hub.tunnel_connected();
         match (tunnel, connected) {
-            (Some(true), Some(false)) => events.emit(EventKind::TunnelDown, "the tunnel is down; it is dialled again"),
+            (Some(true), Some(false)) => {
+                events.emit(EventKind::TunnelDown, "the tunnel is down; it is dialled again")
+            }
             (None | Some(false), Some(true)) => events.emit(EventKind::TunnelUp, "the tunnel is connected"),
             _ => {}
         }
         tunnel = connected.or(tunnel.filter(|_| hub.agent_state().containers.iter().any(|c| c.known)));
         let known = hub.proxy_known();
         if proxy && !known && started.elapsed() >= PATIENCE {
-            events.emit(EventKind::ProxyLost, "k8s-proxy does not report; the Kubernetes API is not reachable from outside");
+            events.emit(
+                EventKind::ProxyLost,
+                "k8s-proxy does not report; the Kubernetes API is not reachable from outside",
+            );
         }
         proxy = known;
     }
@@ -154,7 +159,10 @@ fn event(kind: EventKind, message: String, namespace: &str, pod: &str, uid: Opti
         last_timestamp: Some(Time(now)),
         reporting_component: Some("pipeops.io/agent-core".to_owned()),
         reporting_instance: Some(pod.to_owned()),
-        source: Some(EventSource { component: Some("agent-core".to_owned()), host: None }),
+        source: Some(EventSource {
+            component: Some("agent-core".to_owned()),
+            host: None,
+        }),
         ..Event::default()
     }
 }

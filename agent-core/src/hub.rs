@@ -109,7 +109,9 @@ impl Hub {
             newest_tunnel: watch::Sender::new(0),
             newest_proxy: watch::Sender::new(0),
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     pub(crate) fn facts(&self) -> &Facts {
@@ -191,7 +193,9 @@ impl Hub {
         let known = self.lock();
         match known.phase {
             Phase::Active if known.last_accepted.is_some() => Connection::Connected,
-            Phase::Active | Phase::Loading | Phase::Unregistered | Phase::Registering => Connection::Connecting,
+            Phase::Active | Phase::Loading | Phase::Unregistered | Phase::Registering => {
+                Connection::Connecting
+            }
             Phase::Lapsed if known.last_accepted.is_none() => Connection::Connecting,
             Phase::Lapsed => Connection::Reconnecting,
             Phase::Refused | Phase::Draining => Connection::Disconnected,
@@ -203,7 +207,9 @@ impl Hub {
     pub(crate) fn beat_done(&self, result: HeartbeatResult) {
         let metrics = &self.inner.metrics;
         metrics.heartbeats.inc();
-        metrics.heartbeat_duration.observe(f64::from(result.duration_ms) / 1000.0);
+        metrics
+            .heartbeat_duration
+            .observe(f64::from(result.duration_ms) / 1000.0);
         if result.accepted {
             metrics.heartbeat_success.inc();
         } else {
@@ -231,22 +237,39 @@ impl Hub {
 
     /// Heartbeats in a row that were not accepted.
     pub(crate) fn failures_in_a_row(&self) -> usize {
-        self.lock().heartbeats.iter().rev().take_while(|beat| !beat.accepted).count()
+        self.lock()
+            .heartbeats
+            .iter()
+            .rev()
+            .take_while(|beat| !beat.accepted)
+            .count()
     }
 
     pub(crate) fn heartbeat_metadata(&self) -> Metadata {
         let known = self.lock();
-        let forwards = known.tunnel.fresh().and_then(|report| report.status.as_ref()).map(|status| {
-            let listening = proto::v1::ForwardState::Listening;
-            let count = status.forwards.iter().filter(|forward| forward.state() == listening).count();
-            u32::try_from(count).unwrap_or(u32::MAX)
-        });
+        let forwards = known
+            .tunnel
+            .fresh()
+            .and_then(|report| report.status.as_ref())
+            .map(|status| {
+                let listening = proto::v1::ForwardState::Listening;
+                let count = status
+                    .forwards
+                    .iter()
+                    .filter(|forward| forward.state() == listening)
+                    .count();
+                u32::try_from(count).unwrap_or(u32::MAX)
+            });
         Metadata {
             agent_version: self.inner.facts.agent_version.clone(),
             k8s_version: known.version.clone(),
             k8s_nodes: known.nodes,
             k8s_pods: known.pods,
-            watches_open: known.proxy.fresh().and_then(|r| r.status.as_ref()).map(|status| status.watches_open),
+            watches_open: known
+                .proxy
+                .fresh()
+                .and_then(|r| r.status.as_ref())
+                .map(|status| status.watches_open),
             forwards_active: forwards,
         }
     }
@@ -254,7 +277,11 @@ impl Hub {
     /// `connected`, `connecting` or `disconnected`, as tunnel-sidecar itself says.
     pub(crate) fn tunnel_word(&self) -> &'static str {
         let known = self.lock();
-        let state = known.tunnel.fresh().and_then(|r| r.status.as_ref()).map(proto::v1::TunnelStatus::state);
+        let state = known
+            .tunnel
+            .fresh()
+            .and_then(|r| r.status.as_ref())
+            .map(proto::v1::TunnelStatus::state);
         match state {
             Some(SessionState::Connected) => "connected",
             Some(SessionState::Connecting | SessionState::Backoff) => "connecting",
@@ -266,7 +293,10 @@ impl Hub {
         let ready = self.inner.conditions.ready();
         let mut own = self.inner.conditions.snapshot().into_iter();
         let own = own.find(|condition| condition.status == Status::False);
-        let own = own.map_or_else(|| "ready".to_owned(), |bad| format!("{}: {}", bad.name, bad.reason));
+        let own = own.map_or_else(
+            || "ready".to_owned(),
+            |bad| format!("{}: {}", bad.name, bad.reason),
+        );
         let known = self.lock();
         let core = ContainerState {
             name: self.inner.facts.build.name.to_owned(),
@@ -277,7 +307,11 @@ impl Hub {
         };
         let proxy = known.proxy.fresh().and_then(|report| report.status.as_ref());
         AgentState {
-            containers: vec![core, container_state(&known.tunnel), container_state(&known.proxy)],
+            containers: vec![
+                core,
+                container_state(&known.tunnel),
+                container_state(&known.proxy),
+            ],
             proxy: proxy.map(|status| ProxyState {
                 certificate_sha256: status.certificate_sha256.clone(),
                 read_only: status.read_only,
@@ -322,13 +356,19 @@ impl Hub {
     }
 
     pub(crate) fn take_tunnel(&self, stream: u64, report: TunnelReport) -> bool {
-        let taken = self.lock().tunnel.take(stream, report, self.now(), SystemTime::now());
+        let taken = self
+            .lock()
+            .tunnel
+            .take(stream, report, self.now(), SystemTime::now());
         self.reports_changed();
         taken
     }
 
     pub(crate) fn take_proxy(&self, stream: u64, report: ProxyReport) -> bool {
-        let taken = self.lock().proxy.take(stream, report, self.now(), SystemTime::now());
+        let taken = self
+            .lock()
+            .proxy
+            .take(stream, report, self.now(), SystemTime::now());
         self.reports_changed();
         taken
     }
@@ -370,7 +410,8 @@ impl Hub {
     pub(crate) fn siblings(&self) -> (bool, bool) {
         let known = self.lock();
         let open = known.tunnel.is_open() || known.proxy.is_open();
-        let tunnel_stops = known.tunnel.is_open() && known.tunnel.report().is_some_and(|report| !report.ready);
+        let tunnel_stops =
+            known.tunnel.is_open() && known.tunnel.report().is_some_and(|report| !report.ready);
         let proxy_stops = known.proxy.is_open() && known.proxy.report().is_some_and(|report| !report.ready);
         (open, tunnel_stops || proxy_stops)
     }
@@ -393,7 +434,9 @@ impl Hub {
     pub(crate) fn tick_metrics(&self) {
         let since = self.last_accepted().map_or_else(|| self.now(), |(ago, _)| ago);
         let healthy = self.connection() == Connection::Connected;
-        self.inner.metrics.clock(self.now(), if healthy { Duration::ZERO } else { since });
+        self.inner
+            .metrics
+            .clock(self.now(), if healthy { Duration::ZERO } else { since });
         self.inner.metrics.connection(self.connection());
     }
 
@@ -468,7 +511,10 @@ fn container<R: Report>(slot: &Slot<R>) -> Container {
         instance_id: instance.to_owned(),
         build: slot.report().and_then(Report::build).cloned(),
         ready: slot.ready(),
-        conditions: slot.report().map(|report| report.conditions().to_vec()).unwrap_or_default(),
+        conditions: slot
+            .report()
+            .map(|report| report.conditions().to_vec())
+            .unwrap_or_default(),
         instances_seen,
     }
 }

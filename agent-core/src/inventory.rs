@@ -32,7 +32,10 @@ pub(crate) async fn refresh(hub: Hub, door: Door, supervisor: Supervisor) {
         let stale = last.is_none_or(|at| at.elapsed() >= STALE);
         let keep = |old: Option<u64>| if stale { None } else { old };
         let failed = version.is_err() || nodes.is_err() || pods.is_err();
-        for error in [version.as_ref().err(), nodes.as_ref().err(), pods.as_ref().err()].into_iter().flatten() {
+        for error in [version.as_ref().err(), nodes.as_ref().err(), pods.as_ref().err()]
+            .into_iter()
+            .flatten()
+        {
             debug!(%error, "the cluster could not be counted");
         }
         // A cluster's version does not get lost with the connection to it.

@@ -53,7 +53,10 @@ impl Door {
     /// A client of the door at `url`; nothing is dialled yet. `calls` counts by verb and result.
     pub(crate) fn new(url: &Url, token: SecretString, calls: IntCounterVec) -> Result<Self, DoorError> {
         let unreachable = |error: &dyn std::error::Error| DoorError::Unreachable(error.to_string());
-        let uri = url.as_str().parse::<http::Uri>().map_err(|error| unreachable(&error))?;
+        let uri = url
+            .as_str()
+            .parse::<http::Uri>()
+            .map_err(|error| unreachable(&error))?;
         let mut config = Config::new(uri);
         config.connect_timeout = Some(CALL_TIMEOUT);
         config.read_timeout = Some(CALL_TIMEOUT);
@@ -75,12 +78,17 @@ impl Door {
     pub(crate) async fn replace_secret(&self, namespace: &str, secret: &Secret) -> Result<Secret, DoorError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let name = secret.metadata.name.clone().unwrap_or_default();
-        self.call("update secret", api.replace(&name, &PostParams::default(), secret)).await
+        self.call(
+            "update secret",
+            api.replace(&name, &PostParams::default(), secret),
+        )
+        .await
     }
 
     pub(crate) async fn create_secret(&self, namespace: &str, secret: &Secret) -> Result<Secret, DoorError> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
-        self.call("create secret", api.create(&PostParams::default(), secret)).await
+        self.call("create secret", api.create(&PostParams::default(), secret))
+            .await
     }
 
     pub(crate) async fn config_map(
@@ -94,7 +102,9 @@ impl Door {
 
     pub(crate) async fn create_event(&self, namespace: &str, event: &Event) -> Result<(), DoorError> {
         let api: Api<Event> = Api::namespaced(self.client.clone(), namespace);
-        self.call("create event", api.create(&PostParams::default(), event)).await.map(drop)
+        self.call("create event", api.create(&PostParams::default(), event))
+            .await
+            .map(drop)
     }
 
     pub(crate) async fn version(&self) -> Result<Info, DoorError> {
@@ -127,10 +137,17 @@ impl Door {
         }
     }
 
-    async fn call<T>(&self, what: &str, call: impl Future<Output = Result<T, Error>>) -> Result<T, DoorError> {
+    async fn call<T>(
+        &self,
+        what: &str,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, DoorError> {
         let result = match tokio::time::timeout(CALL_TIMEOUT, call).await {
             Ok(result) => result.map_err(classify),
-            Err(_) => Err(DoorError::Unreachable(format!("no answer within {} s", CALL_TIMEOUT.as_secs()))),
+            Err(_) => Err(DoorError::Unreachable(format!(
+                "no answer within {} s",
+                CALL_TIMEOUT.as_secs()
+            ))),
         };
         let outcome = match &result {
             Ok(_) => "ok",
@@ -162,15 +179,16 @@ fn count(items: usize, meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Li
 fn classify(error: Error) -> DoorError {
     match error {
         Error::Api(status) if status.code == 409 => DoorError::Conflict,
-        Error::Api(status) if status.code == 404 && status.reason != "NotFound" => {
-            DoorError::Unreachable(format!("404 that is not the apiserver's: {}", one_line(&status.message)))
-        }
+        Error::Api(status) if status.code == 404 && status.reason != "NotFound" => DoorError::Unreachable(
+            format!("404 that is not the apiserver's: {}", one_line(&status.message)),
+        ),
         Error::Api(status) if status.code >= 500 => {
             DoorError::Unreachable(format!("{}: {}", status.code, one_line(&status.message)))
         }
-        Error::Api(status) => {
-            DoorError::Refused { code: status.code, message: one_line(&status.message) }
-        }
+        Error::Api(status) => DoorError::Refused {
+            code: status.code,
+            message: one_line(&status.message),
+        },
         other => DoorError::Unreachable(one_line(&chain(&other))),
     }
 }
@@ -204,10 +222,22 @@ mod tests {
             status.code = code;
             classify(Error::Api(Box::new(status)))
         };
-        assert!(matches!(status(404, "NotFound"), DoorError::Refused { code: 404, .. }));
-        assert!(matches!(status(404, "Failed to parse error data"), DoorError::Unreachable(_)));
-        assert!(matches!(status(403, "Forbidden"), DoorError::Refused { code: 403, .. }));
-        assert!(matches!(status(503, "ServiceUnavailable"), DoorError::Unreachable(_)));
+        assert!(matches!(
+            status(404, "NotFound"),
+            DoorError::Refused { code: 404, .. }
+        ));
+        assert!(matches!(
+            status(404, "Failed to parse error data"),
+            DoorError::Unreachable(_)
+        ));
+        assert!(matches!(
+            status(403, "Forbidden"),
+            DoorError::Refused { code: 403, .. }
+        ));
+        assert!(matches!(
+            status(503, "ServiceUnavailable"),
+            DoorError::Unreachable(_)
+        ));
         assert_eq!(status(409, "Conflict"), DoorError::Conflict);
     }
 }

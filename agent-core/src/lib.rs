@@ -173,7 +173,11 @@ impl App {
     /// See [`Error`].
     pub async fn bind_below(root: &Path, config: Config, telemetry: &Telemetry) -> Result<Bound, Error> {
         runtime::tls::install_provider();
-        let http = admin::bind("--http-listen (PIPEOPS_HTTP_LISTEN, agent.port)", config.http_listen).await?;
+        let http = admin::bind(
+            "--http-listen (PIPEOPS_HTTP_LISTEN, agent.port)",
+            config.http_listen,
+        )
+        .await?;
         let grpc = admin::bind("--grpc-listen (PIPEOPS_GRPC_LISTEN)", config.grpc_listen).await?;
         let http_address = http.local_addr().unwrap_or(config.http_listen);
         let grpc_address = grpc.local_addr().unwrap_or(config.grpc_listen);
@@ -188,8 +192,16 @@ impl App {
         let conditions = Conditions::new();
         let metrics = Metrics::new(BUILD);
         let core_metrics = CoreMetrics::new(&metrics);
-        let door = Door::new(&config.kubernetes.door, edge, core_metrics.kubernetes_calls.clone())?;
-        let agent_version = config.identity.version.clone().unwrap_or_else(|| BUILD.version.to_owned());
+        let door = Door::new(
+            &config.kubernetes.door,
+            edge,
+            core_metrics.kubernetes_calls.clone(),
+        )?;
+        let agent_version = config
+            .identity
+            .version
+            .clone()
+            .unwrap_or_else(|| BUILD.version.to_owned());
         let facts = Facts {
             build: BUILD,
             agent_name: config.identity.name.clone(),
@@ -202,8 +214,12 @@ impl App {
         let control_plane = ControlPlane::new(&config.control_plane, &agent_version, cluster_name)?;
         let hub = Hub::new(facts, conditions.clone(), core_metrics);
         if let Some(path) = &config.addresses_file {
-            write_addresses(path, &[("http", http_address), ("grpc", grpc_address)])
-                .map_err(|source| Error::Addresses { path: path.clone(), source })?;
+            write_addresses(path, &[("http", http_address), ("grpc", grpc_address)]).map_err(|source| {
+                Error::Addresses {
+                    path: path.clone(),
+                    source,
+                }
+            })?;
         }
         Ok(Bound {
             config,
@@ -224,7 +240,10 @@ impl App {
 }
 
 fn create(file: &TokenFile, mode: u32) -> Result<runtime::secret::SecretString, Error> {
-    file.create_once(mode).map_err(|source| Error::Token { path: file.path().to_path_buf(), source })
+    file.create_once(mode).map_err(|source| Error::Token {
+        path: file.path().to_path_buf(),
+        source,
+    })
 }
 
 impl Bound {
@@ -240,9 +259,21 @@ impl Bound {
 
     /// Starts every task; they end with the supervisor.
     pub fn run(self, supervisor: &Supervisor) {
-        let Self { config, hub, door, control_plane, conditions, .. } = self;
+        let Self {
+            config,
+            hub,
+            door,
+            control_plane,
+            conditions,
+            ..
+        } = self;
         for line in &config.effective {
-            info!(name = line.name, value = line.value, source = line.source, "setting");
+            info!(
+                name = line.name,
+                value = line.value,
+                source = line.source,
+                "setting"
+            );
         }
         for note in &config.notes {
             info!("{note}");
@@ -300,7 +331,11 @@ impl Bound {
             proxy: proxy_specs,
             leaving: leaving.clone(),
         };
-        let core = CoreService { hub: hub.clone(), commands: commands.clone(), leaving: leaving.clone() };
+        let core = CoreService {
+            hub: hub.clone(),
+            commands: commands.clone(),
+            leaving: leaving.clone(),
+        };
         let (filter, stop) = (self.telemetry, supervisor.clone());
         let process = ProcessService::new(
             hub::build(BUILD),
@@ -317,7 +352,14 @@ impl Bound {
         );
         supervisor.spawn_critical(
             "grpc",
-            local::serve(self.grpc, BUILD, access, proto::FILE_DESCRIPTOR_SET, routes, supervisor.clone()),
+            local::serve(
+                self.grpc,
+                BUILD,
+                access,
+                proto::FILE_DESCRIPTOR_SET,
+                routes,
+                supervisor.clone(),
+            ),
         );
 
         let web = Web {
@@ -338,14 +380,28 @@ impl Bound {
 
         supervisor.spawn("state", keeper.run(supervisor.clone()));
         supervisor.spawn("proxy-spec", proxy_publisher.follow(identity, supervisor.clone()));
-        supervisor.spawn("inventory", inventory::refresh(hub.clone(), door.clone(), supervisor.clone()));
+        supervisor.spawn(
+            "inventory",
+            inventory::refresh(hub.clone(), door.clone(), supervisor.clone()),
+        );
         supervisor.spawn(
             "tunnel-poll",
-            poll::poll(config.tunnel, control_plane, hub.clone(), tunnel_specs, supervisor.clone()),
+            poll::poll(
+                config.tunnel,
+                control_plane,
+                hub.clone(),
+                tunnel_specs,
+                supervisor.clone(),
+            ),
         );
-        supervisor
-            .spawn("events", events::send(event_queue, config.pod, namespace, door, supervisor.clone()));
-        supervisor.spawn("events-watch", events::watch(hub.clone(), events, supervisor.clone()));
+        supervisor.spawn(
+            "events",
+            events::send(event_queue, config.pod, namespace, door, supervisor.clone()),
+        );
+        supervisor.spawn(
+            "events-watch",
+            events::watch(hub.clone(), events, supervisor.clone()),
+        );
         supervisor.spawn("reports-watch", expire(hub, supervisor.clone()));
         supervisor.spawn_critical("link", link.run());
         info!(http = %self.http_address, grpc = %self.grpc_address, "agent-core runs");
@@ -365,11 +421,13 @@ async fn expire(hub: Hub, supervisor: Supervisor) {
 }
 
 fn registration(config: &Config, hub: &Hub, root: &Path) -> Registration {
-    let memory = std::fs::read_to_string(root.join("proc/meminfo")).ok().and_then(|text| {
-        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
-        let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-        Some(kib.div_ceil(1024 * 1024))
-    });
+    let memory = std::fs::read_to_string(root.join("proc/meminfo"))
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+            let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+            Some(kib.div_ceil(1024 * 1024))
+        });
     Registration {
         agent_id: String::new(),
         cluster_name: config.identity.cluster_name.clone(),

@@ -10,7 +10,10 @@
 //! anything else. At the drain the control plane hears of it first; the last beat says `disconnected` when the
 //! siblings are gone or the deadline is near.
 
-use std::{collections::VecDeque, fs::OpenOptions, io::Write as _, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque, fs::OpenOptions, io::Write as _, path::PathBuf, pin::Pin, sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use proto::v1::HeartbeatResult;
@@ -93,7 +96,11 @@ pub(crate) struct Link {
 
 enum Done {
     Registration(RegisterOutcome),
-    Beat { outcome: BeatOutcome, result: HeartbeatResult, replies: Vec<oneshot::Sender<HeartbeatResult>> },
+    Beat {
+        outcome: BeatOutcome,
+        result: HeartbeatResult,
+        replies: Vec<oneshot::Sender<HeartbeatResult>>,
+    },
 }
 
 type InFlight = FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>;
@@ -204,8 +211,14 @@ impl Link {
                     workspace_id = registered.workspace_id,
                     "registered with the control plane"
                 );
-                self.events.emit(EventKind::Registered, &format!("registered as cluster {cluster}"));
-                self.session.on(now, Event::Registered { cluster: cluster.clone() });
+                self.events
+                    .emit(EventKind::Registered, &format!("registered as cluster {cluster}"));
+                self.session.on(
+                    now,
+                    Event::Registered {
+                        cluster: cluster.clone(),
+                    },
+                );
                 self.hub.set_identity(&self.registration.agent_id, Some(&cluster));
                 for reply in turn.want_registration.drain(..) {
                     reply.send(Ok(cluster.clone())).ok();
@@ -223,9 +236,14 @@ impl Link {
                 for reply in turn.want_registration.drain(..) {
                     reply.send(Err(reason.clone())).ok();
                 }
-                self.session.on(now, Event::RegistrationFailed { reason, retry_after });
+                self.session
+                    .on(now, Event::RegistrationFailed { reason, retry_after });
             }
-            Done::Beat { outcome, result, replies } => {
+            Done::Beat {
+                outcome,
+                result,
+                replies,
+            } => {
                 turn.beats = turn.beats.saturating_sub(1);
                 for reply in replies {
                     reply.send(result.clone()).ok();
@@ -257,7 +275,11 @@ impl Link {
                     turn.want_beat.push(reply);
                 } else {
                     let error = format!("no heartbeat is sent: {}", self.session.reason());
-                    let result = HeartbeatResult { error, at: Some(now_wall()), ..HeartbeatResult::default() };
+                    let result = HeartbeatResult {
+                        error,
+                        at: Some(now_wall()),
+                        ..HeartbeatResult::default()
+                    };
                     reply.send(result).ok();
                 }
             }
@@ -297,7 +319,10 @@ impl Link {
             let token = match service_token {
                 Some(Err(reason)) => {
                     let reason = format!("kubernetes.service_token_file: {reason}");
-                    return Done::Registration(RegisterOutcome::Failed { reason, retry_after: None });
+                    return Done::Registration(RegisterOutcome::Failed {
+                        reason,
+                        retry_after: None,
+                    });
                 }
                 Some(Ok(token)) => Some(token),
                 None => None,
@@ -347,11 +372,23 @@ impl Link {
             let (http_status, outcome) = control_plane.beat(&cluster, &body, limit).await;
             let (accepted, error) = match &outcome {
                 BeatOutcome::Accepted => (true, String::new()),
-                BeatOutcome::Refused { reason } | BeatOutcome::Failed { reason, .. } => (false, reason.clone()),
+                BeatOutcome::Refused { reason } | BeatOutcome::Failed { reason, .. } => {
+                    (false, reason.clone())
+                }
             };
             let duration_ms = u32::try_from(started.elapsed().as_millis()).unwrap_or(u32::MAX);
-            let result = HeartbeatResult { at, accepted, http_status: u32::from(http_status), duration_ms, error };
-            Done::Beat { outcome, result, replies }
+            let result = HeartbeatResult {
+                at,
+                accepted,
+                http_status: u32::from(http_status),
+                duration_ms,
+                error,
+            };
+            Done::Beat {
+                outcome,
+                result,
+                replies,
+            }
         })
     }
 
@@ -376,13 +413,28 @@ impl Link {
                 conditions.set(REGISTERED, Status::False, reason);
             }
         }
-        let refused = if phase == Phase::Refused { Status::True } else { Status::NotApplicable };
-        let words = if phase == Phase::Refused { reason } else { "the control plane does not refuse this agent" };
+        let refused = if phase == Phase::Refused {
+            Status::True
+        } else {
+            Status::NotApplicable
+        };
+        let words = if phase == Phase::Refused {
+            reason
+        } else {
+            "the control plane does not refuse this agent"
+        };
         conditions.set(REFUSED, refused, words);
-        let silence = self.session.last_accepted().map(|at| self.hub.now().saturating_sub(at));
+        let silence = self
+            .session
+            .last_accepted()
+            .map(|at| self.hub.now().saturating_sub(at));
         match silence {
             Some(silence) if silence < SILENCE => conditions.set(HEARTBEAT, Status::True, "accepted"),
-            Some(_) => conditions.set(HEARTBEAT, Status::False, format!("none accepted for over a minute: {reason}")),
+            Some(_) => conditions.set(
+                HEARTBEAT,
+                Status::False,
+                format!("none accepted for over a minute: {reason}"),
+            ),
             None => conditions.set(HEARTBEAT, Status::False, format!("none accepted yet: {reason}")),
         }
     }
@@ -399,13 +451,24 @@ impl Link {
     }
 
     async fn goodbye(&self) {
-        let Some(cluster) = self.session.cluster() else { return };
+        let Some(cluster) = self.session.cluster() else {
+            return;
+        };
         if self.hub.last_accepted().is_none() {
             return;
         }
-        let call = self.beat(cluster.to_owned(), "disconnected", Some(GOODBYE_TIMEOUT), Vec::new());
+        let call = self.beat(
+            cluster.to_owned(),
+            "disconnected",
+            Some(GOODBYE_TIMEOUT),
+            Vec::new(),
+        );
         if let Done::Beat { result, .. } = call.await {
-            info!(accepted = result.accepted, error = result.error, "told the control plane goodbye");
+            info!(
+                accepted = result.accepted,
+                error = result.error,
+                "told the control plane goodbye"
+            );
             self.hub.beat_done(result);
         }
     }
@@ -434,9 +497,11 @@ fn now_wall() -> prost_types::Timestamp {
 
 /// Kubernetes shows this text in the container's last state. Elsewhere the file does not exist, and is not made.
 fn write_termination_log(path: &std::path::Path, sentence: &str) {
-    let written = OpenOptions::new().write(true).truncate(true).open(path).and_then(|mut file| {
-        file.write_all(sentence.as_bytes())
-    });
+    let written = OpenOptions::new()
+        .write(true)
+        .truncate(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(sentence.as_bytes()));
     if let Err(error) = written
         && error.kind() != std::io::ErrorKind::NotFound
     {

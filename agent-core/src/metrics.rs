@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
-use proto::v1::{ForwardState, ProxyStatus, TunnelStatus};
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use proto::v1::{ForwardState, ProxyStatus, TunnelStatus};
 use tracing::warn;
 
 /// The usual buckets of the Prometheus clients.
@@ -96,16 +96,24 @@ impl CoreMetrics {
             }
         };
         let unregistered = || prometheus::core::GenericGauge::new("unregistered", "unregistered");
-        let nodes = float("pipeops_cluster_nodes_total", "Nodes of the cluster; NaN while unknown");
-        let pods = float("pipeops_cluster_pods_total", "Pods of the cluster; NaN while unknown");
+        let nodes = float(
+            "pipeops_cluster_nodes_total",
+            "Nodes of the cluster; NaN while unknown",
+        );
+        let pods = float(
+            "pipeops_cluster_pods_total",
+            "Pods of the cluster; NaN while unknown",
+        );
         #[expect(clippy::expect_used, reason = "a constant name is a valid one")]
         let or_unregistered = |gauge: Option<Gauge>| gauge.unwrap_or_else(|| unregistered().expect("valid"));
         Self {
             agent_status: metrics.gauge("pipeops_agent_status", "1 while heartbeats are accepted, else 0"),
             tunnel_status: metrics.gauge("pipeops_tunnel_status", "1 while the tunnel is connected, else 0"),
             heartbeats: metrics.counter("pipeops_heartbeat_total", "Heartbeats sent"),
-            heartbeat_errors: metrics
-                .counter("pipeops_heartbeat_errors_total", "Heartbeats that were not accepted"),
+            heartbeat_errors: metrics.counter(
+                "pipeops_heartbeat_errors_total",
+                "Heartbeats that were not accepted",
+            ),
             registration_attempts: metrics
                 .counter("pipeops_registration_attempts_total", "Registrations tried"),
             http_requests: metrics.counter_vec(
@@ -118,16 +126,23 @@ impl CoreMetrics {
             sse: metrics.gauge("pipeops_sse_connections", "Open event streams"),
             nodes: or_unregistered(nodes),
             pods: or_unregistered(pods),
-            uptime: metrics.gauge("pipeops_agent_uptime_seconds", "Seconds since the start of the process"),
+            uptime: metrics.gauge(
+                "pipeops_agent_uptime_seconds",
+                "Seconds since the start of the process",
+            ),
             kubernetes_calls: metrics.counter_vec(
                 "pipeops_kubernetes_api_calls_total",
                 "Calls of agent-core itself to the Kubernetes API",
                 &["call", "result"],
             ),
-            heartbeat_success: metrics
-                .counter("pipeops_agent_heartbeat_success_total", "Heartbeats that were accepted"),
-            heartbeat_failures: metrics
-                .counter("pipeops_agent_heartbeat_failures_total", "Heartbeats that were not accepted"),
+            heartbeat_success: metrics.counter(
+                "pipeops_agent_heartbeat_success_total",
+                "Heartbeats that were accepted",
+            ),
+            heartbeat_failures: metrics.counter(
+                "pipeops_agent_heartbeat_failures_total",
+                "Heartbeats that were not accepted",
+            ),
             heartbeat_duration: metrics.histogram(
                 "pipeops_agent_heartbeat_duration_seconds",
                 "Time to the answer of a heartbeat",
@@ -156,10 +171,14 @@ impl CoreMetrics {
                 "1 while the container reports that it is ready, else 0",
                 &["container"],
             ),
-            tcp_active: metrics
-                .gauge("pipeops_agent_tcp_tunnel_active_connections", "Open connections through the tunnel"),
-            tcp_total: metrics
-                .counter("pipeops_agent_tcp_tunnel_connections_total", "Connections through the tunnel"),
+            tcp_active: metrics.gauge(
+                "pipeops_agent_tcp_tunnel_active_connections",
+                "Open connections through the tunnel",
+            ),
+            tcp_total: metrics.counter(
+                "pipeops_agent_tcp_tunnel_connections_total",
+                "Connections through the tunnel",
+            ),
             tcp_bytes: metrics.counter_vec(
                 "pipeops_agent_tcp_tunnel_bytes_total",
                 "Bytes through the tunnel",
@@ -170,10 +189,14 @@ impl CoreMetrics {
                 "Failures of the tunnel's connections",
                 &["error_type"],
             ),
-            proxy_active: metrics
-                .gauge("pipeops_agent_websocket_proxy_active_streams", "Open streams of k8s-proxy"),
-            proxy_total: metrics
-                .counter("pipeops_agent_websocket_proxy_streams_total", "Requests that k8s-proxy took in"),
+            proxy_active: metrics.gauge(
+                "pipeops_agent_websocket_proxy_active_streams",
+                "Open streams of k8s-proxy",
+            ),
+            proxy_total: metrics.counter(
+                "pipeops_agent_websocket_proxy_streams_total",
+                "Requests that k8s-proxy took in",
+            ),
             last: Mutex::default(),
         }
     }
@@ -188,8 +211,12 @@ impl CoreMetrics {
     }
 
     pub(crate) fn container(&self, name: &str, known: bool, ready: bool) {
-        self.container_known.with_label_values(&[name]).set(i64::from(known));
-        self.container_ready.with_label_values(&[name]).set(i64::from(ready));
+        self.container_known
+            .with_label_values(&[name])
+            .set(i64::from(known));
+        self.container_ready
+            .with_label_values(&[name])
+            .set(i64::from(ready));
     }
 
     /// What tunnel-sidecar reports; `None` while it is unknown.
@@ -202,19 +229,29 @@ impl CoreMetrics {
         };
         let connected = status.state() == proto::v1::SessionState::Connected;
         self.tunnel_status.set(i64::from(connected));
-        let listening = status.forwards.iter().filter(|forward| forward.state() == ForwardState::Listening);
+        let listening = status
+            .forwards
+            .iter()
+            .filter(|forward| forward.state() == ForwardState::Listening);
         self.forwards_active.set(clamp(listening.count() as u64));
         let sum = |of: fn(&proto::v1::ForwardStatus) -> u64| {
             status.forwards.iter().map(of).fold(0u64, u64::saturating_add)
         };
-        self.tcp_active.set(clamp(sum(|forward| forward.connections_open)));
+        self.tcp_active
+            .set(clamp(sum(|forward| forward.connections_open)));
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        self.tcp_total.inc_by(rise(&mut last.connections, sum(|forward| forward.connections_total)));
+        self.tcp_total.inc_by(rise(
+            &mut last.connections,
+            sum(|forward| forward.connections_total),
+        ));
         let bytes_in = rise(&mut last.bytes_in, sum(|forward| forward.bytes_in));
         self.tcp_bytes.with_label_values(&["in"]).inc_by(bytes_in);
         let bytes_out = rise(&mut last.bytes_out, sum(|forward| forward.bytes_out));
         self.tcp_bytes.with_label_values(&["out"]).inc_by(bytes_out);
-        let failures = rise(&mut last.dial_failures, sum(|forward| forward.dial_failures_total));
+        let failures = rise(
+            &mut last.dial_failures,
+            sum(|forward| forward.dial_failures_total),
+        );
         self.tcp_errors.with_label_values(&["dial"]).inc_by(failures);
     }
 
@@ -226,7 +263,8 @@ impl CoreMetrics {
         };
         self.proxy_active.set(i64::from(status.streams_open));
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        self.proxy_total.inc_by(rise(&mut last.requests, status.requests_total));
+        self.proxy_total
+            .inc_by(rise(&mut last.requests, status.requests_total));
     }
 
     pub(crate) fn counts(&self, nodes: Option<u64>, pods: Option<u64>) {
@@ -282,7 +320,10 @@ mod tests {
         let registry = Metrics::new(build_info("agent-core"));
         let metrics = CoreMetrics::new(&registry);
         let report = |connections_total| TunnelStatus {
-            forwards: vec![ForwardStatus { connections_total, ..ForwardStatus::default() }],
+            forwards: vec![ForwardStatus {
+                connections_total,
+                ..ForwardStatus::default()
+            }],
             ..TunnelStatus::default()
         };
         for total in [5, 7, 1] {

@@ -26,7 +26,10 @@ enum Asked {
     Answered(Answer),
     /// Neither path is offered.
     NotOffered,
-    Failed { reason: String, retry_after: Option<Duration> },
+    Failed {
+        reason: String,
+        retry_after: Option<Duration>,
+    },
 }
 
 /// Polls until the drain. Before the first answer nothing is published; after it, the last decision holds until
@@ -39,7 +42,11 @@ pub(crate) async fn poll(
     supervisor: Supervisor,
 ) {
     if let Some(spec) = tunnel::fixed(&config) {
-        info!(enabled = spec.enabled, reason = spec.reason, "the tunnel needs no control plane");
+        info!(
+            enabled = spec.enabled,
+            reason = spec.reason,
+            "the tunnel needs no control plane"
+        );
         publisher.publish(spec);
         return;
     }
@@ -70,7 +77,10 @@ pub(crate) async fn poll(
             }
             Asked::NotOffered if publisher.current().is_none() => {
                 info!("the control plane offers no tunnel");
-                publisher.publish(tunnel::off(&config, "the control plane offers no tunnel (404)".to_owned()));
+                publisher.publish(tunnel::off(
+                    &config,
+                    "the control plane offers no tunnel (404)".to_owned(),
+                ));
             }
             // A proxy in front of a control plane that is being replaced answers 404 too.
             Asked::NotOffered => {}
@@ -112,13 +122,21 @@ async fn ask(control_plane: &ControlPlane, agent_id: &str, path: &mut Path) -> A
     for _ in 0..2 {
         let answer = match control_plane.get(&path.for_agent(agent_id)).await {
             Ok(answer) => answer,
-            Err(reason) => return Asked::Failed { reason, retry_after: None },
+            Err(reason) => {
+                return Asked::Failed {
+                    reason,
+                    retry_after: None,
+                };
+            }
         };
         match answer.status.as_u16() {
             200 => {
                 return match parse(&answer.body) {
                     Ok(answer) => Asked::Answered(answer),
-                    Err(reason) => Asked::Failed { reason: format!("tunnel status: {reason}"), retry_after: None },
+                    Err(reason) => Asked::Failed {
+                        reason: format!("tunnel status: {reason}"),
+                        retry_after: None,
+                    },
                 };
             }
             404 => *path = path.other(),

@@ -40,7 +40,13 @@ impl ProxyPublisher {
     pub(crate) fn publish(&self, stored: Option<&Stored>) {
         let session = stored.map(|stored| self.session(stored)).unwrap_or_default();
         let digest = self.control_plane.token_digest();
-        let spec = spec(&self.config, &self.names, self.ca_pem.as_deref(), digest, &session);
+        let spec = spec(
+            &self.config,
+            &self.names,
+            self.ca_pem.as_deref(),
+            digest,
+            &session,
+        );
         let (accept, dial, reason) = (spec.accept.len(), spec.dial.len(), spec.reason.clone());
         if self.publisher.publish(spec) {
             info!(accept, dial, reason, "proxy decision");
@@ -49,10 +55,16 @@ impl ProxyPublisher {
 
     /// A session that another control plane gave out is none.
     fn session(&self, stored: &Stored) -> Session {
-        if stored.get(API_URL).is_some_and(|url| url != self.control_plane.url().as_str()) {
+        if stored
+            .get(API_URL)
+            .is_some_and(|url| url != self.control_plane.url().as_str())
+        {
             return Session::default();
         }
-        Session { url: stored.get(PROXY_URL).map(str::to_owned), token: stored.secret(PROXY_TOKEN) }
+        Session {
+            url: stored.get(PROXY_URL).map(str::to_owned),
+            token: stored.secret(PROXY_TOKEN),
+        }
     }
 
     /// Follows the identity and the token files until the drain.

@@ -149,8 +149,14 @@ impl<R: Report> Slot<R> {
             (Some(since), None) => format!("unknown since {}: no report yet", timestamp(since)),
             (None, Some(report)) => {
                 let bad = ConditionStatus::False;
-                let bad = report.conditions().iter().find(|condition| condition.status() == bad);
-                bad.map_or_else(|| "ready".to_owned(), |bad| format!("{}: {}", bad.name, bad.reason))
+                let bad = report
+                    .conditions()
+                    .iter()
+                    .find(|condition| condition.status() == bad);
+                bad.map_or_else(
+                    || "ready".to_owned(),
+                    |bad| format!("{}: {}", bad.name, bad.reason),
+                )
             }
             (None, None) => "no report yet".to_owned(),
         }
@@ -169,11 +175,18 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(25);
 
     fn at(seconds: u64) -> (Duration, SystemTime) {
-        (Duration::from_secs(seconds), SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+        (
+            Duration::from_secs(seconds),
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
+        )
     }
 
     fn report(instance: &str, ready: bool) -> TunnelReport {
-        TunnelReport { instance_id: instance.to_owned(), ready, ..TunnelReport::default() }
+        TunnelReport {
+            instance_id: instance.to_owned(),
+            ready,
+            ..TunnelReport::default()
+        }
     }
 
     fn slot() -> Slot<TunnelReport> {
@@ -188,7 +201,10 @@ mod tests {
         let newer = slot.open();
         assert!(!slot.take(older, report("b", false), at(2).0, at(2).1));
         slot.close(older, at(2).1);
-        assert!(slot.known() && slot.is_open(), "the end of an older stream changes nothing");
+        assert!(
+            slot.known() && slot.is_open(),
+            "the end of an older stream changes nothing"
+        );
         assert!(slot.take(newer, report("b", true), at(3).0, at(3).1));
         assert_eq!(slot.instance(), ("b", 2));
     }

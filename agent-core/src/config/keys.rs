@@ -82,7 +82,10 @@ impl Key {
     /// Every variable that sets this key, strongest first.
     pub(crate) fn all_variables(&self) -> Vec<String> {
         let mut names: Vec<String> = self.variables.iter().map(|name| (*name).to_owned()).collect();
-        for name in [Some(self.own_variable()), self.bare_variable()].into_iter().flatten() {
+        for name in [Some(self.own_variable()), self.bare_variable()]
+            .into_iter()
+            .flatten()
+        {
             if !names.contains(&name) {
                 names.push(name);
             }
@@ -134,7 +137,9 @@ pub(crate) const KEYS: &[Key] = &[
     // Who this agent is.
     Key::new("agent.id").flag("agent-id"),
     Key::new("agent.name"),
-    Key::new("agent.cluster_name").env(&["PIPEOPS_CLUSTER_NAME", "CLUSTER_NAME"]).flag("cluster-name"),
+    Key::new("agent.cluster_name")
+        .env(&["PIPEOPS_CLUSTER_NAME", "CLUSTER_NAME"])
+        .flag("cluster-name"),
     Key::new("agent.labels").shape(Shape::Map),
     Key::new("agent.version"),
     Key::new("agent.port").env(&["PIPEOPS_PORT", "AGENT_PORT"]),
@@ -151,23 +156,40 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("agent.truthful_readiness_probe")
         .env(&["PIPEOPS_TRUTHFUL_READINESS_PROBE"])
         .ignored("/ready always tells the truth"),
-    Key::new("agent.grafana_sub_path").env(&["PIPEOPS_AGENT_GRAFANA_SUB_PATH"]).ignored(MONITORING),
-    Key::new("agent.enable_ingress_sync").env(&["ENABLE_INGRESS_SYNC"]).ignored(INGRESS),
+    Key::new("agent.grafana_sub_path")
+        .env(&["PIPEOPS_AGENT_GRAFANA_SUB_PATH"])
+        .ignored(MONITORING),
+    Key::new("agent.enable_ingress_sync")
+        .env(&["ENABLE_INGRESS_SYNC"])
+        .ignored(INGRESS),
     Key::new("agent.gateway_route_refresh_interval")
         .env(&["GATEWAY_ROUTE_REFRESH_INTERVAL"])
         .ignored(INGRESS),
-    Key::new("agent.compatibility").shape(Shape::Block).ignored(MONITORING),
+    Key::new("agent.compatibility")
+        .shape(Shape::Block)
+        .ignored(MONITORING),
     Key::new("agent.auto_install_components")
         .env(&["PIPEOPS_AUTO_INSTALL_COMPONENTS"])
         .ignored(MONITORING),
     // The control plane.
-    Key::new("pipeops.api_url").env(&["PIPEOPS_API_URL", "PIPEOPS_CONTROL_PLANE_URL"]).flag("pipeops-url"),
+    Key::new("pipeops.api_url")
+        .env(&["PIPEOPS_API_URL", "PIPEOPS_CONTROL_PLANE_URL"])
+        .flag("pipeops-url"),
     Key::new("agent.api_url"),
-    Key::new("pipeops.token").env(&["PIPEOPS_TOKEN"]).flag("token").secret(),
-    Key::new("agent.token").env(&["PIPEOPS_AGENT_TOKEN", "AGENT_TOKEN"]).secret(),
-    Key::new("pipeops.token_file").env(&["PIPEOPS_TOKEN_FILE"]).flag("token-file"),
+    Key::new("pipeops.token")
+        .env(&["PIPEOPS_TOKEN"])
+        .flag("token")
+        .secret(),
+    Key::new("agent.token")
+        .env(&["PIPEOPS_AGENT_TOKEN", "AGENT_TOKEN"])
+        .secret(),
+    Key::new("pipeops.token_file")
+        .env(&["PIPEOPS_TOKEN_FILE"])
+        .flag("token-file"),
     Key::new("pipeops.timeout"),
-    Key::new("pipeops.allow_insecure").env(&["PIPEOPS_ALLOW_INSECURE"]).shape(Shape::Switch),
+    Key::new("pipeops.allow_insecure")
+        .env(&["PIPEOPS_ALLOW_INSECURE"])
+        .shape(Shape::Switch),
     Key::new("pipeops.tls.enabled").ignored("the scheme of the URL decides, and http is refused by default"),
     Key::new("pipeops.tls.insecure_skip_verify").shape(Shape::Switch),
     Key::new("pipeops.tls.cert_file").ignored("the agent presents its token, no client certificate"),
@@ -198,12 +220,17 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("state.enable_persistence")
         .env(&["PIPEOPS_ENABLE_STATE_PERSISTENCE"])
         .ignored("an identity that is not kept would register a new cluster at each start"),
-    Key::new("state.enabled").ignored("an identity that is not kept would register a new cluster at each start"),
+    Key::new("state.enabled")
+        .ignored("an identity that is not kept would register a new cluster at each start"),
     // Kubernetes.
-    Key::new("kubernetes.in_cluster").flag("in-cluster").shape(Shape::Switch),
+    Key::new("kubernetes.in_cluster")
+        .flag("in-cluster")
+        .shape(Shape::Switch),
     Key::new("kubernetes.namespace"),
     Key::new("kubernetes.door").flag("kubernetes-door"),
-    Key::new("kubernetes.service_token").env(&["PIPEOPS_K8S_SERVICE_TOKEN"]).secret(),
+    Key::new("kubernetes.service_token")
+        .env(&["PIPEOPS_K8S_SERVICE_TOKEN"])
+        .secret(),
     Key::new("kubernetes.service_token_file"),
     Key::new("kubernetes.ca_cert_data").env(&["PIPEOPS_K8S_CERT_DATA"]),
     Key::new("kubernetes.kubeconfig")
@@ -242,8 +269,12 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("proxy.allow_insecure").shape(Shape::Switch),
     Key::new("proxy.lease"),
     // Local server and page.
-    Key::new("server.enable_websocket").env(&["PIPEOPS_ENABLE_WEBSOCKET"]).shape(Shape::Switch),
-    Key::new("server.enable_sse").env(&["PIPEOPS_ENABLE_SSE"]).shape(Shape::Switch),
+    Key::new("server.enable_websocket")
+        .env(&["PIPEOPS_ENABLE_WEBSOCKET"])
+        .shape(Shape::Switch),
+    Key::new("server.enable_sse")
+        .env(&["PIPEOPS_ENABLE_SSE"])
+        .shape(Shape::Switch),
     Key::new("server.enable_dashboard").shape(Shape::Switch),
     Key::new("server.allowed_hosts").shape(Shape::List),
     Key::new("server.cors_enabled").ignored("pages of other origins are never allowed to call the agent"),
@@ -251,55 +282,121 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("realtime.sse_heartbeat"),
     Key::new("realtime.connection_timeout"),
     Key::new("realtime.max_connections"),
-    Key::new("features").shape(Shape::Block).ignored("what the agent can do is fixed, and shown truthfully"),
+    Key::new("features")
+        .shape(Shape::Block)
+        .ignored("what the agent can do is fixed, and shown truthfully"),
     // Logs and the process.
-    Key::new("logging.level").env(&["PIPEOPS_LOG_LEVEL", "LOG_LEVEL"]).flag("log-level"),
-    Key::new("logging.format").env(&["PIPEOPS_LOG_FORMAT"]).flag("log-format"),
+    Key::new("logging.level")
+        .env(&["PIPEOPS_LOG_LEVEL", "LOG_LEVEL"])
+        .flag("log-level"),
+    Key::new("logging.format")
+        .env(&["PIPEOPS_LOG_FORMAT"])
+        .flag("log-format"),
     Key::new("logging.output").ignored("logs go to standard error, as containers do it"),
-    Key::new("telemetry.otlp_endpoint").env(&["OTEL_EXPORTER_OTLP_ENDPOINT"]).flag("otlp-endpoint"),
-    Key::new("process.http_listen").env(&["PIPEOPS_HTTP_LISTEN"]).flag("http-listen"),
-    Key::new("process.grpc_listen").env(&["PIPEOPS_GRPC_LISTEN"]).flag("grpc-listen"),
-    Key::new("process.tunnel_grpc").env(&["PIPEOPS_TUNNEL_GRPC"]).flag("tunnel-grpc"),
-    Key::new("process.private_dir").env(&["PIPEOPS_PRIVATE_DIR"]).flag("private-dir"),
-    Key::new("process.edge_tunnel_dir").env(&["PIPEOPS_EDGE_TUNNEL_DIR"]).flag("edge-tunnel-dir"),
-    Key::new("process.edge_proxy_dir").env(&["PIPEOPS_EDGE_PROXY_DIR"]).flag("edge-proxy-dir"),
-    Key::new("process.drain_timeout").env(&["PIPEOPS_DRAIN_TIMEOUT"]).flag("drain-timeout"),
-    Key::new("process.addresses_file").env(&["PIPEOPS_ADDRESSES_FILE"]).flag("addresses-file"),
-    Key::new("process.termination_log").env(&["PIPEOPS_TERMINATION_LOG"]).flag("termination-log"),
-    Key::new("process.report_timeout").env(&["PIPEOPS_REPORT_TIMEOUT"]).flag("report-timeout"),
+    Key::new("telemetry.otlp_endpoint")
+        .env(&["OTEL_EXPORTER_OTLP_ENDPOINT"])
+        .flag("otlp-endpoint"),
+    Key::new("process.http_listen")
+        .env(&["PIPEOPS_HTTP_LISTEN"])
+        .flag("http-listen"),
+    Key::new("process.grpc_listen")
+        .env(&["PIPEOPS_GRPC_LISTEN"])
+        .flag("grpc-listen"),
+    Key::new("process.tunnel_grpc")
+        .env(&["PIPEOPS_TUNNEL_GRPC"])
+        .flag("tunnel-grpc"),
+    Key::new("process.private_dir")
+        .env(&["PIPEOPS_PRIVATE_DIR"])
+        .flag("private-dir"),
+    Key::new("process.edge_tunnel_dir")
+        .env(&["PIPEOPS_EDGE_TUNNEL_DIR"])
+        .flag("edge-tunnel-dir"),
+    Key::new("process.edge_proxy_dir")
+        .env(&["PIPEOPS_EDGE_PROXY_DIR"])
+        .flag("edge-proxy-dir"),
+    Key::new("process.drain_timeout")
+        .env(&["PIPEOPS_DRAIN_TIMEOUT"])
+        .flag("drain-timeout"),
+    Key::new("process.addresses_file")
+        .env(&["PIPEOPS_ADDRESSES_FILE"])
+        .flag("addresses-file"),
+    Key::new("process.termination_log")
+        .env(&["PIPEOPS_TERMINATION_LOG"])
+        .flag("termination-log"),
+    Key::new("process.report_timeout")
+        .env(&["PIPEOPS_REPORT_TIMEOUT"])
+        .flag("report-timeout"),
     // Time limits of the Go agent.
     Key::new("timeouts.registration"),
     Key::new("timeouts.heartbeat"),
     Key::new("timeouts.shutdown"),
-    Key::new("timeouts").shape(Shape::Block).ignored("this agent has no such step, or its own limit for it"),
+    Key::new("timeouts")
+        .shape(Shape::Block)
+        .ignored("this agent has no such step, or its own limit for it"),
     // Blocks of other generations.
     Key::new("frp").shape(Shape::Block).ignored(FRP),
-    Key::new("tunnels").shape(Shape::Block).ignored("Gateway API listeners are not published by this agent"),
+    Key::new("tunnels")
+        .shape(Shape::Block)
+        .ignored("Gateway API listeners are not published by this agent"),
     Key::new("gateway").shape(Shape::Block).ignored(GATEWAY),
-    Key::new("upgrade").shape(Shape::Block).ignored("the agent is upgraded with its chart"),
-    Key::new("encryption").shape(Shape::Block).ignored("secrets at rest are encrypted by the cluster itself"),
-    Key::new("gateway.enabled").flag("gateway-enabled").shape(Shape::Switch).ignored(GATEWAY),
-    Key::new("gateway.namespace").flag("gateway-namespace").ignored(GATEWAY),
-    Key::new("gateway.release_name").flag("gateway-release-name").ignored(GATEWAY),
-    Key::new("gateway.environment.mode").flag("gateway-env-mode").ignored(GATEWAY),
-    Key::new("gateway.environment.vm_ip").flag("gateway-env-vm-ip").ignored(GATEWAY),
+    Key::new("upgrade")
+        .shape(Shape::Block)
+        .ignored("the agent is upgraded with its chart"),
+    Key::new("encryption")
+        .shape(Shape::Block)
+        .ignored("secrets at rest are encrypted by the cluster itself"),
+    Key::new("gateway.enabled")
+        .flag("gateway-enabled")
+        .shape(Shape::Switch)
+        .ignored(GATEWAY),
+    Key::new("gateway.namespace")
+        .flag("gateway-namespace")
+        .ignored(GATEWAY),
+    Key::new("gateway.release_name")
+        .flag("gateway-release-name")
+        .ignored(GATEWAY),
+    Key::new("gateway.environment.mode")
+        .flag("gateway-env-mode")
+        .ignored(GATEWAY),
+    Key::new("gateway.environment.vm_ip")
+        .flag("gateway-env-vm-ip")
+        .ignored(GATEWAY),
     Key::new("gateway.gateway_api.enabled")
         .flag("gateway-gwapi-enabled")
         .shape(Shape::Switch)
         .ignored(GATEWAY),
-    Key::new("gateway.gateway_api.gateway_class").flag("gateway-gwapi-gateway-class").ignored(GATEWAY),
-    Key::new("gateway.gateway_api.listeners").flag("gateway-gwapi-listeners-json").ignored(GATEWAY),
-    Key::new("gateway.gateway_api.tcp_routes").flag("gateway-gwapi-tcp-routes-json").ignored(GATEWAY),
-    Key::new("gateway.gateway_api.udp_routes").flag("gateway-gwapi-udp-routes-json").ignored(GATEWAY),
-    Key::new("gateway.istio.enabled").flag("gateway-istio-enabled").shape(Shape::Switch).ignored(GATEWAY),
+    Key::new("gateway.gateway_api.gateway_class")
+        .flag("gateway-gwapi-gateway-class")
+        .ignored(GATEWAY),
+    Key::new("gateway.gateway_api.listeners")
+        .flag("gateway-gwapi-listeners-json")
+        .ignored(GATEWAY),
+    Key::new("gateway.gateway_api.tcp_routes")
+        .flag("gateway-gwapi-tcp-routes-json")
+        .ignored(GATEWAY),
+    Key::new("gateway.gateway_api.udp_routes")
+        .flag("gateway-gwapi-udp-routes-json")
+        .ignored(GATEWAY),
+    Key::new("gateway.istio.enabled")
+        .flag("gateway-istio-enabled")
+        .shape(Shape::Switch)
+        .ignored(GATEWAY),
     Key::new("gateway.istio.service.create")
         .flag("gateway-istio-service-create")
         .shape(Shape::Switch)
         .ignored(GATEWAY),
-    Key::new("gateway.istio.service.namespace").flag("gateway-istio-service-namespace").ignored(GATEWAY),
-    Key::new("gateway.istio.servers").flag("gateway-istio-servers-json").ignored(GATEWAY),
-    Key::new("gateway.istio.tcp_routes").flag("gateway-istio-tcp-routes-json").ignored(GATEWAY),
-    Key::new("gateway.istio.tls_routes").flag("gateway-istio-tls-routes-json").ignored(GATEWAY),
+    Key::new("gateway.istio.service.namespace")
+        .flag("gateway-istio-service-namespace")
+        .ignored(GATEWAY),
+    Key::new("gateway.istio.servers")
+        .flag("gateway-istio-servers-json")
+        .ignored(GATEWAY),
+    Key::new("gateway.istio.tcp_routes")
+        .flag("gateway-istio-tcp-routes-json")
+        .ignored(GATEWAY),
+    Key::new("gateway.istio.tls_routes")
+        .flag("gateway-istio-tls-routes-json")
+        .ignored(GATEWAY),
 ];
 
 /// The key of a path in the file: the exact one, else the block it lies in.
@@ -307,22 +404,31 @@ pub(crate) fn by_path(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path).or_else(|| {
         KEYS.iter().find(|key| {
             key.shape == Shape::Block
-                && path.strip_prefix(key.path).is_some_and(|rest| rest.starts_with('.'))
+                && path
+                    .strip_prefix(key.path)
+                    .is_some_and(|rest| rest.starts_with('.'))
         })
     })
 }
 
 /// Whether some key lies below this path, so that a mapping there is a block and not a value.
 pub(crate) fn is_block(path: &str) -> bool {
-    KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with('.')))
+    KEYS.iter().any(|key| {
+        key.path
+            .strip_prefix(path)
+            .is_some_and(|rest| rest.starts_with('.'))
+    })
 }
 
 /// The key that a variable sets, and whether it lies in an ignored block.
 pub(crate) fn by_variable(name: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.all_variables().iter().any(|known| known == name)).or_else(|| {
-        KEYS.iter()
-            .find(|key| key.shape == Shape::Block && name.starts_with(&format!("{}_", key.own_variable())))
-    })
+    KEYS.iter()
+        .find(|key| key.all_variables().iter().any(|known| known == name))
+        .or_else(|| {
+            KEYS.iter().find(|key| {
+                key.shape == Shape::Block && name.starts_with(&format!("{}_", key.own_variable()))
+            })
+        })
 }
 
 #[cfg(test)]
@@ -345,10 +451,16 @@ mod tests {
 
     #[test]
     fn the_more_exact_key_wins_over_its_block() {
-        assert_eq!(by_path("timeouts.registration").unwrap().path, "timeouts.registration");
+        assert_eq!(
+            by_path("timeouts.registration").unwrap().path,
+            "timeouts.registration"
+        );
         assert_eq!(by_path("timeouts.websocket_ping").unwrap().path, "timeouts");
         assert!(by_path("timeoutsx").is_none());
         assert_eq!(by_variable("PIPEOPS_FRP_SERVER_ADDR").unwrap().path, "frp");
-        assert_eq!(by_variable("PIPEOPS_CLUSTER_NAME").unwrap().path, "agent.cluster_name");
+        assert_eq!(
+            by_variable("PIPEOPS_CLUSTER_NAME").unwrap().path,
+            "agent.cluster_name"
+        );
     }
 }

@@ -27,11 +27,11 @@ mod read;
 #[cfg(test)]
 mod tests;
 
-use self::{raw::Raw, read::Reader};
 pub use self::{
     parts::{DialConfig, Digest, DoorToken, ForwardConfig, Mode, ProxyConfig, TunnelConfig},
     read::Effective,
 };
+use self::{raw::Raw, read::Reader};
 
 /// Where the hosted control plane is (seed 003).
 const DEFAULT_API_URL: &str = "https://api.pipeops.sh";
@@ -243,7 +243,11 @@ pub struct ServerConfig {
 ///
 /// # Errors
 /// Every fault there is, at once.
-pub fn load(flags: &BTreeMap<&'static str, String>, file: Option<&Path>, env: &Env) -> Result<Config, Problems> {
+pub fn load(
+    flags: &BTreeMap<&'static str, String>,
+    file: Option<&Path>,
+    env: &Env,
+) -> Result<Config, Problems> {
     let mut raw = Raw::default();
     let mut problems = Problems::new();
     raw.flags(flags);
@@ -260,21 +264,41 @@ pub fn load(flags: &BTreeMap<&'static str, String>, file: Option<&Path>, env: &E
                 break;
             }
             Err(error) if file.is_some() => {
-                problems.push("config", "from flag --config", Some(&shown), format!("cannot be read: {error}"));
+                problems.push(
+                    "config",
+                    "from flag --config",
+                    Some(&shown),
+                    format!("cannot be read: {error}"),
+                );
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {}
             Err(error) => {
-                problems.push("config", format!("from file {shown}"), None, format!("cannot be read: {error}"));
+                problems.push(
+                    "config",
+                    format!("from file {shown}"),
+                    None,
+                    format!("cannot be read: {error}"),
+                );
             }
         }
     }
-    let mut reader = Reader { raw: &raw, problems, effective: Vec::new() };
+    let mut reader = Reader {
+        raw: &raw,
+        problems,
+        effective: Vec::new(),
+    };
     let config = read_config(&mut reader);
-    let Reader { problems, effective, .. } = reader;
+    let Reader {
+        problems, effective, ..
+    } = reader;
     let notes = raw.notes;
     match config {
-        Some(config) => problems.into_result(Config { notes, effective, ..config }),
+        Some(config) => problems.into_result(Config {
+            notes,
+            effective,
+            ..config
+        }),
         None => Err(problems),
     }
 }
@@ -289,13 +313,21 @@ fn default_files(env: &Env) -> Vec<PathBuf> {
 
 fn read_config(reader: &mut Reader<'_>) -> Option<Config> {
     let http_listen = http_listen(reader);
-    let grpc_listen = reader.address_or("process.grpc_listen", SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)));
+    let grpc_listen = reader.address_or(
+        "process.grpc_listen",
+        SocketAddr::from((Ipv4Addr::LOCALHOST, 7070)),
+    );
     if !grpc_listen.ip().is_loopback() {
-        reader.fault("process.grpc_listen", "must be a loopback address: only this pod may reach it");
+        reader.fault(
+            "process.grpc_listen",
+            "must be a loopback address: only this pod may reach it",
+        );
     }
     let tunnel_grpc = loopback_http(reader, "process.tunnel_grpc", "http://127.0.0.1:7071");
     let log_format = match reader.raw.get("logging.format") {
-        Some(_) => reader.parsed("logging.format", "text or json").unwrap_or(LogFormat::Text),
+        Some(_) => reader
+            .parsed("logging.format", "text or json")
+            .unwrap_or(LogFormat::Text),
         None => LogFormat::Text,
     };
     let debug = reader.switch("agent.debug").unwrap_or(false);
@@ -323,7 +355,9 @@ fn read_config(reader: &mut Reader<'_>) -> Option<Config> {
     let proxy = parts::proxy(reader);
     let server = server(reader, &pod);
     let report_timeout = reader.duration_or("process.report_timeout", REPORT_TIMEOUT, false);
-    let otlp_endpoint = reader.url("telemetry.otlp_endpoint", &["http", "https"]).map(|url| url.to_string());
+    let otlp_endpoint = reader
+        .url("telemetry.otlp_endpoint", &["http", "https"])
+        .map(|url| url.to_string());
     let addresses_file = reader.path("process.addresses_file");
     let termination_log = reader.path_or("process.termination_log", "/dev/termination-log");
     let edge_tunnel_dir = reader.path_or("process.edge_tunnel_dir", "/run/pipeops/edge-tunnel");
@@ -358,10 +392,15 @@ fn read_config(reader: &mut Reader<'_>) -> Option<Config> {
 
 fn http_listen(reader: &mut Reader<'_>) -> SocketAddr {
     let port = match reader.raw.get("agent.port") {
-        Some(_) => reader.parsed::<u16>("agent.port", "a port (0 to 65535)").unwrap_or(0),
+        Some(_) => reader
+            .parsed::<u16>("agent.port", "a port (0 to 65535)")
+            .unwrap_or(0),
         None => 8080,
     };
-    reader.address_or("process.http_listen", SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+    reader.address_or(
+        "process.http_listen",
+        SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+    )
 }
 
 fn control_plane(reader: &mut Reader<'_>) -> Option<ControlPlaneConfig> {
@@ -402,7 +441,10 @@ fn control_plane(reader: &mut Reader<'_>) -> Option<ControlPlaneConfig> {
     let min = reader.duration_or("registration.backoff_min", BACKOFF_MIN, false);
     let max = reader.duration_or("registration.backoff_max", BACKOFF_MAX.max(min), false);
     if max < min {
-        reader.fault("registration.backoff_max", "is less than registration.backoff_min");
+        reader.fault(
+            "registration.backoff_max",
+            "is less than registration.backoff_min",
+        );
     }
     Some(ControlPlaneConfig {
         url: url?,
@@ -411,7 +453,11 @@ fn control_plane(reader: &mut Reader<'_>) -> Option<ControlPlaneConfig> {
         ca_pem,
         heartbeat_interval,
         heartbeat_timeout,
-        backoff: Policy { min, max, stable: max },
+        backoff: Policy {
+            min,
+            max,
+            stable: max,
+        },
     })
 }
 
@@ -428,7 +474,12 @@ fn token(reader: &mut Reader<'_>) -> Option<TokenSource> {
         None => reader.secret("agent.token"),
     };
     match token {
-        Some(token) if token.expose_secret().chars().any(|c| c.is_control() || c.is_whitespace()) => {
+        Some(token)
+            if token
+                .expose_secret()
+                .chars()
+                .any(|c| c.is_control() || c.is_whitespace()) =>
+        {
             reader.fault("pipeops.token", "holds white space or control characters");
             None
         }
@@ -499,8 +550,11 @@ fn state(
         }
     };
     let given = reader.text("kubernetes.namespace");
-    let namespace =
-        pod.namespace.clone().or(given).unwrap_or_else(|| "pipeops-system".to_owned());
+    let namespace = pod
+        .namespace
+        .clone()
+        .or(given)
+        .unwrap_or_else(|| "pipeops-system".to_owned());
     StateConfig {
         backend,
         secret_name: reader.text_or("state.secret_name", "pipeops-agent-state"),
@@ -522,7 +576,9 @@ fn server(reader: &mut Reader<'_>, pod: &PodConfig) -> ServerConfig {
         allowed_hosts.push(format!("pipeops-agent.{namespace}.svc.cluster.local"));
     }
     let max_streams = match reader.raw.get("realtime.max_connections") {
-        Some(_) => reader.parsed("realtime.max_connections", "a number").unwrap_or(REALTIME_MAX),
+        Some(_) => reader
+            .parsed("realtime.max_connections", "a number")
+            .unwrap_or(REALTIME_MAX),
         None => REALTIME_MAX,
     };
     ServerConfig {

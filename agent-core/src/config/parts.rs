@@ -155,7 +155,10 @@ pub(super) fn tunnel(reader: &mut Reader<'_>, in_cluster: bool) -> TunnelConfig 
     }
     let server = reader.text("tunnel.server");
     if server.is_some() && forwards.iter().any(|forward| forward.remote_port == 0) {
-        reader.fault("tunnel.server", "needs a fixed remote_port for every entry of tunnel.forwards");
+        reader.fault(
+            "tunnel.server",
+            "needs a fixed remote_port for every entry of tunnel.forwards",
+        );
     }
     TunnelConfig {
         enabled: reader.switch_or("tunnel.enabled", true),
@@ -179,7 +182,11 @@ pub(super) fn tunnel(reader: &mut Reader<'_>, in_cluster: bool) -> TunnelConfig 
 /// The seeds' three, and k8s-proxy's own door; `kubelet-metrics` is off until the owner turns it on.
 fn default_forwards() -> Vec<ForwardConfig> {
     ["kubernetes-api", "k8s-proxy", "kubelet-metrics", "agent-http"]
-        .map(|name| ForwardConfig { name: name.to_owned(), target: name.to_owned(), remote_port: 0 })
+        .map(|name| ForwardConfig {
+            name: name.to_owned(),
+            target: name.to_owned(),
+            remote_port: 0,
+        })
         .into()
 }
 
@@ -187,23 +194,38 @@ fn forwards(reader: &mut Reader<'_>, items: Vec<Value>) -> Vec<ForwardConfig> {
     const PATH: &str = "tunnel.forwards";
     let mut forwards: Vec<ForwardConfig> = Vec::new();
     for (index, item) in items.into_iter().enumerate() {
-        let Some(mut map) = entry(reader, PATH, index, item) else { continue };
+        let Some(mut map) = entry(reader, PATH, index, item) else {
+            continue;
+        };
         let name = text(&mut map, "name");
         let target = text(&mut map, "local_addr").or_else(|| text(&mut map, "target"));
         let port = map.remove("remote_port").unwrap_or(Value::from(0));
-        let port = port.as_u64().or_else(|| port.as_str()?.parse().ok()).and_then(|p| u16::try_from(p).ok());
+        let port = port
+            .as_u64()
+            .or_else(|| port.as_str()?.parse().ok())
+            .and_then(|p| u16::try_from(p).ok());
         match (name, target, port) {
             (Some(name), Some(target), Some(remote_port)) => {
                 if forwards.iter().any(|known| known.name == name) {
                     reader.fault(PATH, format_args!("names {name:?} twice"));
                 }
-                forwards.push(ForwardConfig { name, target, remote_port });
+                forwards.push(ForwardConfig {
+                    name,
+                    target,
+                    remote_port,
+                });
             }
             (None, _, _) => reader.fault(PATH, format_args!("entry {index} has no name")),
             (_, None, _) => reader.fault(PATH, format_args!("entry {index} has no local_addr")),
             (_, _, None) => reader.fault(PATH, format_args!("entry {index}: remote_port is no port")),
         }
-        leftovers(reader, PATH, index, &map, &["name", "local_addr", "target", "remote_port"]);
+        leftovers(
+            reader,
+            PATH,
+            index,
+            &map,
+            &["name", "local_addr", "target", "remote_port"],
+        );
     }
     forwards
 }
@@ -225,7 +247,9 @@ pub(super) fn proxy(reader: &mut Reader<'_>) -> ProxyConfig {
             "would send the token in clear: use wss, or set proxy.allow_insecure: true if the network is trusted",
         );
     }
-    let token = reader.path("proxy.dial_token_file").map(|path| TokenSource::File(TokenFile::new(path)));
+    let token = reader
+        .path("proxy.dial_token_file")
+        .map(|path| TokenSource::File(TokenFile::new(path)));
     if let Some(Err(reason)) = token.as_ref().map(TokenSource::read) {
         reader.fault("proxy.dial_token_file", reason);
     }
@@ -233,7 +257,10 @@ pub(super) fn proxy(reader: &mut Reader<'_>) -> ProxyConfig {
     let dial = match (url, token) {
         (Some(url), Some(token)) => Some(DialConfig { url, token, ca_pem }),
         (Some(_), None) => {
-            reader.fault("proxy.dial_url", "needs proxy.dial_token_file: the registration token is never handed over");
+            reader.fault(
+                "proxy.dial_url",
+                "needs proxy.dial_token_file: the registration token is never handed over",
+            );
             None
         }
         (None, _) => None,
@@ -270,7 +297,9 @@ fn door_tokens(reader: &mut Reader<'_>, items: Vec<Value>) -> Vec<DoorToken> {
     const PATH: &str = "proxy.door_tokens";
     let mut tokens = Vec::new();
     for (index, item) in items.into_iter().enumerate() {
-        let Some(mut map) = entry(reader, PATH, index, item) else { continue };
+        let Some(mut map) = entry(reader, PATH, index, item) else {
+            continue;
+        };
         let name = text(&mut map, "name").filter(|name| !name.starts_with("system:"));
         let mode = text(&mut map, "mode").map_or(Some(Mode::Agent), |text| parse_mode(&text));
         let digest = match (text(&mut map, "sha256"), text(&mut map, "token_file")) {
@@ -279,10 +308,20 @@ fn door_tokens(reader: &mut Reader<'_>, items: Vec<Value>) -> Vec<DoorToken> {
             (Some(_), Some(_)) | (None, None) => None,
         };
         let groups = map.remove("groups").unwrap_or_default();
-        let groups = groups.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned);
+        let groups = groups
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(str::to_owned);
         match (name, digest, mode) {
             (Some(name), Some(digest), Some(mode)) => {
-                tokens.push(DoorToken { name, digest, mode, groups: groups.collect() });
+                tokens.push(DoorToken {
+                    name,
+                    digest,
+                    mode,
+                    groups: groups.collect(),
+                });
             }
             (None, _, _) => reader.fault(PATH, format_args!("entry {index} has no name, or a system: one")),
             (_, None, _) => reader.fault(
@@ -290,10 +329,19 @@ fn door_tokens(reader: &mut Reader<'_>, items: Vec<Value>) -> Vec<DoorToken> {
                 format_args!("entry {index} needs one of token_file and sha256 (64 hexadecimal digits)"),
             ),
             (_, _, None) => {
-                reader.fault(PATH, format_args!("entry {index}: mode is none of agent, caller and impersonate"));
+                reader.fault(
+                    PATH,
+                    format_args!("entry {index}: mode is none of agent, caller and impersonate"),
+                );
             }
         }
-        leftovers(reader, PATH, index, &map, &["name", "sha256", "token_file", "mode", "groups"]);
+        leftovers(
+            reader,
+            PATH,
+            index,
+            &map,
+            &["name", "sha256", "token_file", "mode", "groups"],
+        );
     }
     tokens
 }
@@ -314,12 +362,20 @@ impl DoorToken {
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let bytes: Option<Vec<u8>> = (0..text.len())
         .step_by(2)
-        .map(|at| text.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
+        .map(|at| {
+            text.get(at..at + 2)
+                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+        })
         .collect();
     bytes.filter(|bytes| bytes.len() == 32 && hex(bytes).eq_ignore_ascii_case(text))
 }
 
-fn entry(reader: &mut Reader<'_>, path: &'static str, index: usize, item: Value) -> Option<Map<String, Value>> {
+fn entry(
+    reader: &mut Reader<'_>,
+    path: &'static str,
+    index: usize,
+    item: Value,
+) -> Option<Map<String, Value>> {
     match item {
         Value::Object(map) => Some(map),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
@@ -331,13 +387,25 @@ fn entry(reader: &mut Reader<'_>, path: &'static str, index: usize, item: Value)
 
 fn text(map: &mut Map<String, Value>, name: &str) -> Option<String> {
     let value = map.remove(name)?;
-    value.as_str().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
+    value
+        .as_str()
+        .map(|text| text.trim().to_owned())
+        .filter(|text| !text.is_empty())
 }
 
-fn leftovers(reader: &mut Reader<'_>, path: &'static str, index: usize, map: &Map<String, Value>, known: &[&str]) {
+fn leftovers(
+    reader: &mut Reader<'_>,
+    path: &'static str,
+    index: usize,
+    map: &Map<String, Value>,
+    known: &[&str],
+) {
     for name in map.keys() {
         let near = runtime::config::nearest(name, known.iter().copied());
         let hint = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
-        reader.fault(path, format_args!("entry {index}: {name} is not a known key{hint}"));
+        reader.fault(
+            path,
+            format_args!("entry {index}: {name} is not a known key{hint}"),
+        );
     }
 }

@@ -43,7 +43,9 @@ pub(crate) struct Given {
 impl fmt::Debug for Given {
     // The value may be a secret, and this type does not know.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Given").field("source", &self.source).finish_non_exhaustive()
+        f.debug_struct("Given")
+            .field("source", &self.source)
+            .finish_non_exhaustive()
     }
 }
 
@@ -95,7 +97,9 @@ impl Raw {
             for name in key.all_variables() {
                 let Some(text) = env.get(&name) else { continue };
                 if is_service_link(&name, text) {
-                    self.note(format!("ignored: {name} because its value is a Kubernetes service link"));
+                    self.note(format!(
+                        "ignored: {name} because its value is a Kubernetes service link"
+                    ));
                 } else {
                     self.put(key, key.path, Value::String(text.to_owned()), Source::Env(name));
                 }
@@ -106,10 +110,17 @@ impl Raw {
                 _ if SIBLING_VARIABLES.contains(&name) => {}
                 Some(key) if key.shape != Shape::Block => {}
                 Some(key) => {
-                    self.put(key, name, Value::String(text.to_owned()), Source::Env(name.to_owned()));
+                    self.put(
+                        key,
+                        name,
+                        Value::String(text.to_owned()),
+                        Source::Env(name.to_owned()),
+                    );
                 }
                 None if is_service_link(name, text) => {
-                    self.note(format!("ignored: {name} because its value is a Kubernetes service link"));
+                    self.note(format!(
+                        "ignored: {name} because its value is a Kubernetes service link"
+                    ));
                 }
                 None => {
                     let known: Vec<String> = KEYS.iter().flat_map(Key::all_variables).collect();
@@ -140,7 +151,12 @@ impl Raw {
                         .location()
                         .map(|at| format!(" at line {}, column {}", at.line(), at.column()))
                         .unwrap_or_default();
-                    problems.push("config", source, None, format!("is not YAML that can be read{at}"));
+                    problems.push(
+                        "config",
+                        source,
+                        None,
+                        format!("is not YAML that can be read{at}"),
+                    );
                     return;
                 }
             }
@@ -186,7 +202,8 @@ impl Raw {
 
 /// The names of blocks, for the hint about a mistyped one.
 fn blocks() -> impl Iterator<Item = &'static str> {
-    KEYS.iter().filter_map(|key| key.path.split_once('.').map(|(block, _)| block))
+    KEYS.iter()
+        .filter_map(|key| key.path.split_once('.').map(|(block, _)| block))
 }
 
 fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
@@ -195,7 +212,9 @@ fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
 
 /// Whether a variable is one that the kubelet makes for a Service (`enableServiceLinks`).
 fn is_service_link(name: &str, value: &str) -> bool {
-    ["tcp://", "udp://", "sctp://"].iter().any(|scheme| value.starts_with(scheme))
+    ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|scheme| value.starts_with(scheme))
         || name.ends_with("_SERVICE_HOST")
         || name.ends_with("_SERVICE_PORT")
         || name.contains("_SERVICE_PORT_")
@@ -203,7 +222,14 @@ fn is_service_link(name: &str, value: &str) -> bool {
             let number = rest.split('_').next().unwrap_or_default();
             !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
         })
-        || ["_TCP_PROTO", "_TCP_PORT", "_TCP_ADDR", "_UDP_PROTO", "_UDP_PORT", "_UDP_ADDR"]
-            .iter()
-            .any(|end| name.ends_with(end))
+        || [
+            "_TCP_PROTO",
+            "_TCP_PORT",
+            "_TCP_ADDR",
+            "_UDP_PROTO",
+            "_UDP_PORT",
+            "_UDP_ADDR",
+        ]
+        .iter()
+        .any(|end| name.ends_with(end))
 }

@@ -44,8 +44,16 @@ impl Reader<'_> {
     fn given(&mut self, path: &'static str) -> Option<Given> {
         let given = self.raw.get(path)?.clone();
         let secret = keys::by_path(path).is_some_and(|key| key.secret);
-        let value = if secret { "(secret)".to_owned() } else { shown(&given.value) };
-        self.effective.push(Effective { name: path, value, source: given.source.to_string() });
+        let value = if secret {
+            "(secret)".to_owned()
+        } else {
+            shown(&given.value)
+        };
+        self.effective.push(Effective {
+            name: path,
+            value,
+            source: given.source.to_string(),
+        });
         Some(given)
     }
 
@@ -138,7 +146,9 @@ impl Reader<'_> {
 
     pub(super) fn address_or(&mut self, path: &'static str, default: SocketAddr) -> SocketAddr {
         match self.raw.get(path) {
-            Some(_) => self.parsed(path, "an address such as 127.0.0.1:8080").unwrap_or(default),
+            Some(_) => self
+                .parsed(path, "an address such as 127.0.0.1:8080")
+                .unwrap_or(default),
             None => self.default(path, default, default),
         }
     }
@@ -148,13 +158,20 @@ impl Reader<'_> {
         let text = self.text(path)?;
         match Url::parse(&text) {
             Ok(url) if !schemes.contains(&url.scheme()) || !url.has_host() => {
-                self.fault(path, format_args!("is no URL that begins with {}://", schemes.join(":// or ")));
+                self.fault(
+                    path,
+                    format_args!("is no URL that begins with {}://", schemes.join(":// or ")),
+                );
                 None
             }
             Ok(url) if !url.username().is_empty() || url.password().is_some() => {
                 // The value would show the password.
-                let source = self.raw.get(path).map_or(Source::Default, |given| given.source.clone());
-                self.problems.push(path, source, None, "must not carry a user or password in the URL");
+                let source = self
+                    .raw
+                    .get(path)
+                    .map_or(Source::Default, |given| given.source.clone());
+                self.problems
+                    .push(path, source, None, "must not carry a user or password in the URL");
                 self.effective.retain(|line| line.name != path);
                 None
             }
@@ -193,8 +210,10 @@ impl Reader<'_> {
     /// A list of plain texts.
     pub(super) fn texts(&mut self, path: &'static str) -> Vec<String> {
         let items = self.list(path).unwrap_or_default();
-        let texts: Vec<String> =
-            items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect();
+        let texts: Vec<String> = items
+            .iter()
+            .filter_map(|item| item.as_str().map(str::to_owned))
+            .collect();
         if texts.len() != items.len() {
             self.fault(path, "holds something that is no text");
         }
@@ -203,11 +222,14 @@ impl Reader<'_> {
 
     /// A mapping of texts, or `name=value,name=value` in a variable.
     pub(super) fn pairs(&mut self, path: &'static str) -> Vec<(String, String)> {
-        let Some(given) = self.given(path) else { return Vec::new() };
+        let Some(given) = self.given(path) else {
+            return Vec::new();
+        };
         match given.value {
-            Value::Object(map) => {
-                map.into_iter().map(|(name, value)| (name, shown_plain(&value))).collect()
-            }
+            Value::Object(map) => map
+                .into_iter()
+                .map(|(name, value)| (name, shown_plain(&value)))
+                .collect(),
             Value::String(text) => {
                 let mut pairs = Vec::new();
                 for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {

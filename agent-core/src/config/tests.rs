@@ -7,7 +7,11 @@ use super::{read::parse_duration, *};
 fn load_text(yaml: &str, env: &[(&str, &str)]) -> Result<Config, Problems> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(yaml.as_bytes()).unwrap();
-    load(&BTreeMap::new(), Some(file.path()), &Env::from_pairs(env.iter().copied()))
+    load(
+        &BTreeMap::new(),
+        Some(file.path()),
+        &Env::from_pairs(env.iter().copied()),
+    )
 }
 
 fn load_env(env: &[(&str, &str)]) -> Result<Config, Problems> {
@@ -203,13 +207,26 @@ fn the_seeds_values_reach_the_configuration() {
     assert_eq!(config.tunnel.forwards[0].target, "localhost:6443");
     assert_eq!(config.state.backend, StateBackend::Secret);
     assert_eq!(config.log_format, LogFormat::Json);
-    assert!(config.notes.iter().any(|line| line.starts_with("ignored: pipeops.reconnect.max_attempts")));
+    assert!(
+        config
+            .notes
+            .iter()
+            .any(|line| line.starts_with("ignored: pipeops.reconnect.max_attempts"))
+    );
 
     let config = load_text(SEED_002, &[]).unwrap();
     assert_eq!(config.control_plane.url.as_str(), "https://api.pipeops.io/");
-    assert_eq!(config.control_plane.token.read().unwrap().expose_secret(), "your-agent-token");
+    assert_eq!(
+        config.control_plane.token.read().unwrap().expose_secret(),
+        "your-agent-token"
+    );
     let note = "ignored: frp (";
-    assert!(config.notes.iter().any(|line| line.starts_with(note) && line.contains("because")));
+    assert!(
+        config
+            .notes
+            .iter()
+            .any(|line| line.starts_with(note) && line.contains("because"))
+    );
 
     let config = load_text(SEED_000, &[]).unwrap();
     assert_eq!(config.server.sse_heartbeat, Duration::from_secs(30));
@@ -318,18 +335,36 @@ fn an_unknown_key_names_the_nearest() {
     let yaml = "agent: { clustername: x }\npipeopss: 1\npipeops: { token: t }\ntunnel: on\n";
     let faults = lines(load_text(yaml, &[]));
     assert_eq!(faults.len(), 3, "{faults:?}");
-    assert!(faults.iter().any(|line| line.contains("did you mean agent.cluster_name?")), "{faults:?}");
-    assert!(faults.iter().any(|line| line.contains("did you mean pipeops?")), "{faults:?}");
-    assert!(faults.iter().any(|line| line.contains("tunnel: is a block")), "{faults:?}");
+    assert!(
+        faults
+            .iter()
+            .any(|line| line.contains("did you mean agent.cluster_name?")),
+        "{faults:?}"
+    );
+    assert!(
+        faults.iter().any(|line| line.contains("did you mean pipeops?")),
+        "{faults:?}"
+    );
+    assert!(
+        faults.iter().any(|line| line.contains("tunnel: is a block")),
+        "{faults:?}"
+    );
 }
 
 #[test]
 fn a_missing_file_is_a_fault_when_it_was_named() {
     let env = Env::from_pairs([("PIPEOPS_TOKEN", "t")]);
-    let faults = lines(load(&BTreeMap::new(), Some(Path::new("/nonexistent/a.yaml")), &env));
+    let faults = lines(load(
+        &BTreeMap::new(),
+        Some(Path::new("/nonexistent/a.yaml")),
+        &env,
+    ));
     assert!(faults[0].contains("/nonexistent/a.yaml"), "{faults:?}");
     let faults = lines(load_env(&[("PIPEOPS_TOKEN_FILE", "/nonexistent/token")]));
-    assert!(faults[0].contains("/nonexistent/token is missing or empty"), "{faults:?}");
+    assert!(
+        faults[0].contains("/nonexistent/token is missing or empty"),
+        "{faults:?}"
+    );
     let faults = lines(load_env(&[]));
     assert!(faults[0].contains("PIPEOPS_TOKEN_FILE"), "{faults:?}");
 }
@@ -349,7 +384,12 @@ fn service_links_are_not_settings() {
     ])
     .unwrap();
     assert_eq!(config.http_listen.port(), 8080);
-    assert!(config.notes.iter().any(|line| line.starts_with("ignored: AGENT_PORT because")));
+    assert!(
+        config
+            .notes
+            .iter()
+            .any(|line| line.starts_with("ignored: AGENT_PORT because"))
+    );
 }
 
 #[test]
@@ -360,7 +400,10 @@ fn a_secret_is_never_printed() {
          tunnel: {{ credentials: 'u:{CANARY}-c' }}\n"
     );
     let config = load_text(&yaml, &[("PIPEOPS_FRP_TOKEN", CANARY)]).unwrap();
-    assert_eq!(config.control_plane.token.read().unwrap().expose_secret(), "canary-7d1f-a");
+    assert_eq!(
+        config.control_plane.token.read().unwrap().expose_secret(),
+        "canary-7d1f-a"
+    );
     assert!(!format!("{config:?}").contains(CANARY));
     assert!(!config.notes.join("\n").contains(CANARY));
 
@@ -369,7 +412,10 @@ fn a_secret_is_never_printed() {
          kubernetes: {{ service_token: [{CANARY}] }}\ntunnel: {{ credentials: {{ a: {CANARY} }} }}\n\
          proxy: {{ door_tokens: [{{ name: a, token: {CANARY} }}] }}\n"
     );
-    let env = [("PIPEOPS_TOKEM", CANARY), ("PIPEOPS_AGENT_TOKEN", "canary-7d1f white space")];
+    let env = [
+        ("PIPEOPS_TOKEM", CANARY),
+        ("PIPEOPS_AGENT_TOKEN", "canary-7d1f white space"),
+    ];
     let faults = lines(load_text(&broken, &env));
     assert!(faults.len() >= 5, "{faults:?}");
     assert!(!faults.join("\n").contains(CANARY), "{faults:?}");

@@ -34,11 +34,17 @@ fn admit(app: &App, request: &Request, control_plane: bool) -> Result<(), Respon
         let digest = sha256(token.as_bytes());
         let known = is_token(&app.web.operator, token)
             || (control_plane && same(&app.web.control_plane.token_digest(), &digest));
-        return if known { Ok(()) } else { Err(refuse("this token opens nothing here")) };
+        return if known {
+            Ok(())
+        } else {
+            Err(refuse("this token opens nothing here"))
+        };
     }
     if app.sessions.check(headers) {
         // A browser sends the cookie by itself, so the request must show that our own page made it.
-        app.guard.check(headers, request.uri()).map_err(|error| error.into_response())?;
+        app.guard
+            .check(headers, request.uri())
+            .map_err(|error| error.into_response())?;
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         if reads || dashboard::has_csrf_header(headers) {
             return Ok(());
@@ -55,7 +61,12 @@ fn admit(app: &App, request: &Request, control_plane: bool) -> Result<(), Respon
 /// Whether `token` is the one in the file at this moment.
 pub(super) fn is_token(file: &TokenFile, token: &str) -> bool {
     let held = file.read().ok().flatten();
-    held.is_some_and(|held| same(&sha256(held.expose_secret().as_bytes()), &sha256(token.as_bytes())))
+    held.is_some_and(|held| {
+        same(
+            &sha256(held.expose_secret().as_bytes()),
+            &sha256(token.as_bytes()),
+        )
+    })
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -66,5 +77,10 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 fn refuse(error: &str) -> Response {
     let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-    (StatusCode::UNAUTHORIZED, challenge, Json(json!({ "error": error }))).into_response()
+    (
+        StatusCode::UNAUTHORIZED,
+        challenge,
+        Json(json!({ "error": error })),
+    )
+        .into_response()
 }

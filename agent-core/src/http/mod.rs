@@ -17,7 +17,8 @@ use axum::{
     routing::{any, get, post},
 };
 use runtime::{
-    admin, build::BuildInfo, conditions::Conditions, metrics::Metrics, secret::TokenFile, supervise::Supervisor,
+    admin, build::BuildInfo, conditions::Conditions, metrics::Metrics, secret::TokenFile,
+    supervise::Supervisor,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -70,7 +71,10 @@ struct App {
 
 impl Web {
     pub(crate) fn router(self, build: BuildInfo, conditions: Conditions, metrics: Metrics) -> Router {
-        let (host, port) = (self.door_url.host_str().unwrap_or("127.0.0.1"), self.door_url.port_or_known_default());
+        let (host, port) = (
+            self.door_url.host_str().unwrap_or("127.0.0.1"),
+            self.door_url.port_or_known_default(),
+        );
         let door_address = format!("{host}:{}", port.unwrap_or(80)).into();
         let page = page::make(&self);
         let app = App {
@@ -83,7 +87,9 @@ impl Web {
         };
         let config = &app.web.config;
 
-        let open = Router::new().route("/health", get(status::health)).route("/ready", get(status::ready));
+        let open = Router::new()
+            .route("/health", get(status::health))
+            .route("/ready", get(status::ready));
         let mut operator = Router::new()
             .route("/api/health/detailed", get(status::detailed))
             .route("/api/status/features", get(status::features))
@@ -103,7 +109,10 @@ impl Web {
             .route("/api/control-plane/message", post(seeds::message))
             .route("/api/runners/{runner_id}/command", post(seeds::command))
             .layer(middleware::from_fn_with_state(app.clone(), auth::control_plane));
-        let own = open.merge(operator).merge(control_plane).layer(DefaultBodyLimit::max(MAX_BODY));
+        let own = open
+            .merge(operator)
+            .merge(control_plane)
+            .layer(DefaultBodyLimit::max(MAX_BODY));
         // Bodies on their way to k8s-proxy have its limits, not ours.
         let relay = Router::new()
             .route("/ws/k8s", any(relay::relay))
@@ -117,7 +126,10 @@ impl Web {
             router = router
                 .merge(dashboard::router(page))
                 .route("/", get(|| async { Redirect::temporary("/dashboard") }))
-                .route("/static/dashboard.html", get(|| async { Redirect::permanent("/dashboard") }));
+                .route(
+                    "/static/dashboard.html",
+                    get(|| async { Redirect::permanent("/dashboard") }),
+                );
         }
         router
             .merge(admin::router(build, conditions, metrics))
@@ -133,7 +145,12 @@ async fn count(State(app): State<App>, request: Request, next: Next) -> Response
     }
     let response = next.run(request).await;
     let status = response.status();
-    app.web.hub.metrics().http_requests.with_label_values(&[endpoint, status.as_str()]).inc();
+    app.web
+        .hub
+        .metrics()
+        .http_requests
+        .with_label_values(&[endpoint, status.as_str()])
+        .inc();
     response.into_response()
 }
 
@@ -160,5 +177,7 @@ fn endpoint(path: &str) -> &'static str {
     ];
     const BELOW: [&str; 4] = ["/api/k8s", "/api/runners", "/api/realtime", "/dashboard"];
     let exact = EXACT.into_iter().find(|known| *known == path);
-    exact.or_else(|| BELOW.into_iter().find(|known| path.starts_with(known))).unwrap_or("other")
+    exact
+        .or_else(|| BELOW.into_iter().find(|known| path.starts_with(known)))
+        .unwrap_or("other")
 }

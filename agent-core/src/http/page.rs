@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use dashboard::{
-    Action, Agent, At, Condition, Container, Door, Feed, Forward, ForwardState, Heartbeat, Page, Phase, Proxy,
-    SessionState, Snapshot, Status, Tunnel,
+    Action, Agent, At, Condition, Container, Door, Feed, Forward, ForwardState, Heartbeat, Page, Phase,
+    Proxy, SessionState, Snapshot, Status, Tunnel,
 };
 use proto::v1::{self, tunnel_client::TunnelClient};
 use runtime::local;
@@ -23,7 +23,8 @@ const ASK: Duration = Duration::from_secs(5);
 /// The page with its actions, and the task that feeds it.
 pub(super) fn make(web: &Web) -> Page {
     let (feed, snapshots) = dashboard::feed(snapshot(&web.hub));
-    web.supervisor.spawn("page-feed", publish(feed, web.hub.clone(), web.leaving.clone()));
+    web.supervisor
+        .spawn("page-feed", publish(feed, web.hub.clone(), web.leaving.clone()));
     let operator = web.operator.clone();
     let (beat, register) = (web.commands.clone(), web.commands.clone());
     let (address, token) = (web.tunnel_grpc.clone(), web.tunnel_token.clone());
@@ -42,13 +43,21 @@ pub(super) fn make(web: &Web) -> Page {
         })
         .action(Action::Reregister, move || {
             let commands = register.clone();
-            async move { commands.register().await.map(|cluster| format!("registered as cluster {cluster}")) }
+            async move {
+                commands
+                    .register()
+                    .await
+                    .map(|cluster| format!("registered as cluster {cluster}"))
+            }
         })
         .action(Action::Reconnect, move || {
             let (address, token) = (address.clone(), token.clone());
             async move {
-                let channel = local::channel(&address, token, crate::BUILD).map_err(|error| error.to_string())?;
-                let request = v1::ReconnectRequest { reason: "asked for on the page".to_owned() };
+                let channel =
+                    local::channel(&address, token, crate::BUILD).map_err(|error| error.to_string())?;
+                let request = v1::ReconnectRequest {
+                    reason: "asked for on the page".to_owned(),
+                };
                 match timeout(ASK, TunnelClient::new(channel).reconnect(request)).await {
                     Ok(Ok(_)) => Ok("tunnel-sidecar connects anew".to_owned()),
                     Ok(Err(status)) => Err(format!("tunnel-sidecar: {}", status.message())),
@@ -114,7 +123,11 @@ fn phase(phase: v1::Phase) -> Phase {
 }
 
 fn container(container: &v1::Container) -> Container {
-    let version = container.build.as_ref().map(|build| build.version.as_str()).unwrap_or_default();
+    let version = container
+        .build
+        .as_ref()
+        .map(|build| build.version.as_str())
+        .unwrap_or_default();
     Container {
         name: container.name.as_str().into(),
         known: container.known,

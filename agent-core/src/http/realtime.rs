@@ -45,7 +45,10 @@ impl Seat {
             return Err((StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": error }))).into_response());
         };
         gauge.inc();
-        Ok(Self { gauge: gauge.clone(), _permit: permit })
+        Ok(Self {
+            gauge: gauge.clone(),
+            _permit: permit,
+        })
     }
 }
 
@@ -61,7 +64,9 @@ pub(super) async fn events(State(app): State<App>) -> Response {
         Err(full) => return full,
     };
     let keep_alive = KeepAlive::new().interval(app.web.config.sse_heartbeat);
-    Sse::new(updates(app, seat)).keep_alive(keep_alive).into_response()
+    Sse::new(updates(app, seat))
+        .keep_alive(keep_alive)
+        .into_response()
 }
 
 struct Feed {
@@ -74,7 +79,13 @@ struct Feed {
 
 fn updates(app: App, seat: Seat) -> impl Stream<Item = Result<Event, Infallible>> {
     let changes = app.web.hub.changes();
-    let feed = Feed { app, changes, first: true, due: Instant::now(), _seat: seat };
+    let feed = Feed {
+        app,
+        changes,
+        first: true,
+        due: Instant::now(),
+        _seat: seat,
+    };
     stream::unfold(feed, |mut feed| async move {
         let name = if feed.first {
             "connected"
@@ -92,7 +103,9 @@ fn updates(app: App, seat: Seat) -> impl Stream<Item = Result<Event, Infallible>
         };
         feed.first = false;
         feed.due = Instant::now() + UPDATE;
-        let event = Event::default().event(name).data(status::health_value(&feed.app.web.hub).to_string());
+        let event = Event::default()
+            .event(name)
+            .data(status::health_value(&feed.app.web.hub).to_string());
         Some((Ok(event), feed))
     })
 }

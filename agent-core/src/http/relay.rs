@@ -64,7 +64,9 @@ pub(super) async fn relay(State(app): State<App>, mut request: Request) -> Respo
     }
     let (mut parts, body) = request.into_parts();
     let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-    let Ok(uri) = target.parse() else { return unavailable("the path cannot be relayed") };
+    let Ok(uri) = target.parse() else {
+        return unavailable("the path cannot be relayed");
+    };
     // HTTP/2 names the host in the URI, HTTP/1.1 in a header.
     if let (Some(authority), false) = (parts.uri.authority(), parts.headers.contains_key(header::HOST))
         && let Ok(host) = authority.as_str().parse()
@@ -113,5 +115,10 @@ fn strip_hop(headers: &mut HeaderMap) {
 
 fn unavailable(error: &str) -> Response {
     let retry = [(header::RETRY_AFTER, "1")];
-    (StatusCode::SERVICE_UNAVAILABLE, retry, Json(json!({ "error": error }))).into_response()
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        retry,
+        Json(json!({ "error": error })),
+    )
+        .into_response()
 }

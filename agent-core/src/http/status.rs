@@ -52,11 +52,19 @@ pub(super) async fn ready(State(app): State<App>) -> Response {
     });
     merge(&mut body, connection(hub));
     if !ready {
-        let bad = hub.conditions().snapshot().into_iter().find(|c| c.status == Status::False);
+        let bad = hub
+            .conditions()
+            .snapshot()
+            .into_iter()
+            .find(|c| c.status == Status::False);
         let reason = bad.map(|bad| format!("{}: {}", bad.name, bad.reason));
         merge(&mut body, json!({ "reason": reason }));
     }
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     (status, Json(body)).into_response()
 }
 
@@ -232,10 +240,16 @@ struct Process {
 
 fn process() -> Process {
     let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let mut pages = statm.split(' ').map(|pages| pages.parse::<u64>().unwrap_or_default());
+    let mut pages = statm
+        .split(' ')
+        .map(|pages| pages.parse::<u64>().unwrap_or_default());
     let mut mb = || pages.next().unwrap_or_default().saturating_mul(PAGE) as f64 / MIB;
     let (virtual_mb, rss_mb) = (mb(), mb());
-    Process { rss_mb, virtual_mb, tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks() }
+    Process {
+        rss_mb,
+        virtual_mb,
+        tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+    }
 }
 
 pub(super) fn now() -> String {

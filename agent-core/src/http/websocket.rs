@@ -42,7 +42,11 @@ pub(super) async fn upgrade(State(app): State<App>, mut request: Request) -> Res
     }
     let Some(accept) = accept_key(request.headers()) else {
         let error = "this is a WebSocket: connect with a WebSocket client (version 13)";
-        return (StatusCode::UPGRADE_REQUIRED, [(header::UPGRADE, "websocket")], Json(json!({ "error": error })))
+        return (
+            StatusCode::UPGRADE_REQUIRED,
+            [(header::UPGRADE, "websocket")],
+            Json(json!({ "error": error })),
+        )
             .into_response();
     };
     let seat = match Seat::take(&app, &app.web.hub.metrics().websockets) {
@@ -65,7 +69,10 @@ pub(super) async fn upgrade(State(app): State<App>, mut request: Request) -> Res
 
 fn accept_key(headers: &HeaderMap) -> Option<String> {
     let has = |name: header::HeaderName, word: &str| {
-        let text = headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let text = headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
         text.split(',').any(|part| part.trim().eq_ignore_ascii_case(word))
     };
     let version = headers.get(header::SEC_WEBSOCKET_VERSION)?.as_bytes() == b"13";
@@ -82,8 +89,9 @@ async fn serve(app: App, upgraded: OnUpgrade) {
             return;
         }
     };
-    let limits =
-        WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE)).max_frame_size(Some(MAX_MESSAGE));
+    let limits = WebSocketConfig::default()
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE));
     let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(limits)).await;
     let first = message("status", status::health_value(&app.web.hub));
     if !send(&mut socket, first).await {
@@ -104,7 +112,10 @@ async fn serve(app: App, upgraded: OnUpgrade) {
             Ok(Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)))) => continue,
             Ok(Some(Ok(Message::Close(_)) | Err(_)) | None) => return,
             Err(_) => {
-                let close = CloseFrame { code: CloseCode::Normal, reason: "nothing was asked for too long".into() };
+                let close = CloseFrame {
+                    code: CloseCode::Normal,
+                    reason: "nothing was asked for too long".into(),
+                };
                 timeout(SEND_TIMEOUT, socket.close(Some(close))).await.ok();
                 return;
             }

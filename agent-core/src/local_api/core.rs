@@ -35,7 +35,9 @@ impl Commands {
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, String> {
         let (reply, answer) = oneshot::channel();
-        self.0.try_send(command(reply)).map_err(|_| "too many wishes at once, or agent-core stops".to_owned())?;
+        self.0
+            .try_send(command(reply))
+            .map_err(|_| "too many wishes at once, or agent-core stops".to_owned())?;
         match tokio::time::timeout(ANSWER, answer).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err("agent-core stops".to_owned()),
@@ -86,14 +88,22 @@ impl Core for CoreService {
         &self,
         _request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatResult>, Status> {
-        self.commands.beat().await.map(Response::new).map_err(Status::unavailable)
+        self.commands
+            .beat()
+            .await
+            .map(Response::new)
+            .map_err(Status::unavailable)
     }
 
     async fn reregister(
         &self,
         _request: Request<ReregisterRequest>,
     ) -> Result<Response<ReregisterResponse>, Status> {
-        let cluster_uuid = self.commands.register().await.map_err(Status::failed_precondition)?;
+        let cluster_uuid = self
+            .commands
+            .register()
+            .await
+            .map_err(Status::failed_precondition)?;
         Ok(Response::new(ReregisterResponse { cluster_uuid }))
     }
 }

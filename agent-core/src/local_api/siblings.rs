@@ -48,15 +48,24 @@ impl Siblings for SiblingsService {
         &self,
         request: Request<WatchSpecRequest>,
     ) -> Result<Response<Self::WatchTunnelSpecStream>, Status> {
-        info!(instance = request.into_inner().instance_id, "tunnel-sidecar asks for its specification");
-        Ok(Response::new(specs(self.tunnel.subscribe(), self.leaving.clone())))
+        info!(
+            instance = request.into_inner().instance_id,
+            "tunnel-sidecar asks for its specification"
+        );
+        Ok(Response::new(specs(
+            self.tunnel.subscribe(),
+            self.leaving.clone(),
+        )))
     }
 
     async fn watch_proxy_spec(
         &self,
         request: Request<WatchSpecRequest>,
     ) -> Result<Response<Self::WatchProxySpecStream>, Status> {
-        info!(instance = request.into_inner().instance_id, "k8s-proxy asks for its specification");
+        info!(
+            instance = request.into_inner().instance_id,
+            "k8s-proxy asks for its specification"
+        );
         Ok(Response::new(specs(self.proxy.subscribe(), self.leaving.clone())))
     }
 
@@ -79,18 +88,21 @@ impl Siblings for SiblingsService {
 
 fn specs<S: Spec>(mut current: watch::Receiver<Option<S>>, leaving: CancellationToken) -> Sent<S> {
     current.mark_changed();
-    Box::pin(stream::unfold((current, leaving), |(mut current, leaving)| async move {
-        loop {
-            tokio::select! {
-                changed = current.changed() => changed.ok()?,
-                () = leaving.cancelled() => return None,
+    Box::pin(stream::unfold(
+        (current, leaving),
+        |(mut current, leaving)| async move {
+            loop {
+                tokio::select! {
+                    changed = current.changed() => changed.ok()?,
+                    () = leaving.cancelled() => return None,
+                }
+                let spec = current.borrow_and_update().clone();
+                if let Some(spec) = spec {
+                    return Some((Ok(spec), (current, leaving)));
+                }
             }
-            let spec = current.borrow_and_update().clone();
-            if let Some(spec) = spec {
-                return Some((Ok(spec), (current, leaving)));
-            }
-        }
-    }))
+        },
+    ))
 }
 
 /// One report stream; its end, however it comes, makes the sibling unknown.
@@ -122,7 +134,16 @@ impl<R: Report + Send + 'static> Incoming<R> {
         let (stream, newest) = service.hub.open_stream(sibling);
         info!(?sibling, "reports");
         let (hub, leaving) = (service.hub.clone(), service.leaving.clone());
-        Self { hub, sibling, stream, newest, reports, take, leaving, ended: false }
+        Self {
+            hub,
+            sibling,
+            stream,
+            newest,
+            reports,
+            take,
+            leaving,
+            ended: false,
+        }
     }
 
     fn acks(self) -> Sent<ReportAck> {

@@ -49,16 +49,31 @@ pub(crate) enum Event {
     /// The identity cannot be read yet, because …
     Waiting(String),
     /// The identity is read. `current` is false when what we would register differs from what was registered.
-    Loaded { cluster: Option<String>, current: bool },
-    Registered { cluster: String },
+    Loaded {
+        cluster: Option<String>,
+        current: bool,
+    },
+    Registered {
+        cluster: String,
+    },
     /// A final no.
-    RegistrationRefused { sentence: String },
+    RegistrationRefused {
+        sentence: String,
+    },
     /// No answer, or one that invites another try.
-    RegistrationFailed { reason: String, retry_after: Option<Duration> },
+    RegistrationFailed {
+        reason: String,
+        retry_after: Option<Duration>,
+    },
     BeatAccepted,
     /// The control plane does not know us, or not any more.
-    BeatRefused { reason: String },
-    BeatFailed { reason: String, retry_after: Option<Duration> },
+    BeatRefused {
+        reason: String,
+    },
+    BeatFailed {
+        reason: String,
+        retry_after: Option<Duration>,
+    },
     TokenChanged,
     /// A person asked for a beat.
     BeatWanted,
@@ -70,8 +85,12 @@ pub(crate) enum Event {
 /// What the driver does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    Register { hint: Option<String> },
-    Beat { cluster: String },
+    Register {
+        hint: Option<String>,
+    },
+    Beat {
+        cluster: String,
+    },
     /// Give up the process, with a sentence that says what to do.
     Fail(String),
 }
@@ -198,12 +217,16 @@ impl Session {
             if self.phase == Phase::Unregistered {
                 self.phase = Phase::Registering;
             }
-            actions.push(Action::Register { hint: self.cluster.clone() });
+            actions.push(Action::Register {
+                hint: self.cluster.clone(),
+            });
         }
         if let (Some(due), Some(cluster)) = (self.beat_due, &self.cluster)
             && due <= now
         {
-            actions.push(Action::Beat { cluster: cluster.clone() });
+            actions.push(Action::Beat {
+                cluster: cluster.clone(),
+            });
             self.beat_due = Some(self.next_beat(due, now));
         }
         actions
@@ -215,7 +238,10 @@ impl Session {
             return Some(Duration::ZERO);
         }
         let registration = self.registration_due.filter(|_| !self.registering);
-        [registration, self.beat_due.filter(|_| self.cluster.is_some())].into_iter().flatten().min()
+        [registration, self.beat_due.filter(|_| self.cluster.is_some())]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn loaded(&mut self, now: Duration, cluster: Option<String>, current: bool) {
@@ -296,12 +322,18 @@ impl Session {
         }
         if self.unproven {
             // Registered again and still refused: another registration at once would be an endless loop.
-            self.refuse(now, format!("registered again, but heartbeats are refused: {reason}"));
+            self.refuse(
+                now,
+                format!("registered again, but heartbeats are refused: {reason}"),
+            );
             return;
         }
         self.beat_due = None;
         self.registration_due = Some(now);
-        self.set(Phase::Registering, format!("{reason}; registering again with the known cluster as hint"));
+        self.set(
+            Phase::Registering,
+            format!("{reason}; registering again with the known cluster as hint"),
+        );
     }
 
     fn beat_failed(&mut self, now: Duration, reason: &str, retry_after: Option<Duration>) {

@@ -17,8 +17,18 @@ pub(crate) fn is_final(status: u16) -> bool {
 
 /// One sentence, no secrets.
 pub(crate) fn sentence(refusal: Refusal<'_>) -> String {
-    let Refusal { url, status, said, cluster_name, service_token_sent } = refusal;
-    let said = if said.is_empty() { String::new() } else { format!(": {said}") };
+    let Refusal {
+        url,
+        status,
+        said,
+        cluster_name,
+        service_token_sent,
+    } = refusal;
+    let said = if said.is_empty() {
+        String::new()
+    } else {
+        format!(": {said}")
+    };
     let lower = said.to_lowercase();
     let about_service_token =
         !service_token_sent && (lower.contains("service_token") || lower.contains("service token"));
@@ -61,18 +71,30 @@ mod tests {
             service_token_sent: false,
         };
         insta::assert_snapshot!(sentence(refusal), @"the control plane https://cp.example refused the registration (401: invalid token); the token is not valid there: put a valid one into pipeops.token (PIPEOPS_TOKEN) or pipeops.token_file (PIPEOPS_TOKEN_FILE), and check pipeops.api_url (PIPEOPS_API_URL)");
-        for (status, words) in [(403, "PIPEOPS_CLUSTER_NAME"), (409, "exists already"), (422, "agent.labels")] {
+        for (status, words) in [
+            (403, "PIPEOPS_CLUSTER_NAME"),
+            (409, "exists already"),
+            (422, "agent.labels"),
+        ] {
             let text = sentence(Refusal { status, ..refusal });
             assert!(text.contains(words) && !text.contains('\n'), "{text}");
         }
         let said = "k8s_service_token is required";
-        let text = sentence(Refusal { status: 400, said, ..refusal });
+        let text = sentence(Refusal {
+            status: 400,
+            said,
+            ..refusal
+        });
         assert!(text.contains("PIPEOPS_KUBERNETES_SERVICE_TOKEN_FILE"), "{text}");
     }
 
     #[test]
     fn only_final_answers_are_final() {
         assert!([400, 401, 403, 409, 422].into_iter().all(is_final));
-        assert!(![200, 301, 404, 408, 425, 426, 429, 500, 502, 503].into_iter().any(is_final));
+        assert!(
+            ![200, 301, 404, 408, 425, 426, 429, 500, 502, 503]
+                .into_iter()
+                .any(is_final)
+        );
     }
 }

@@ -19,35 +19,56 @@ fn session() -> Session {
 
 fn loaded(cluster: Option<&str>) -> Session {
     let mut session = session();
-    session.on(at(0), Event::Loaded { cluster: cluster.map(str::to_owned), current: true });
+    session.on(
+        at(0),
+        Event::Loaded {
+            cluster: cluster.map(str::to_owned),
+            current: true,
+        },
+    );
     session
 }
 
 fn active() -> Session {
     let mut session = loaded(Some("u"));
-    assert_eq!(session.poll(at(0)), [Action::Beat { cluster: "u".to_owned() }]);
+    assert_eq!(
+        session.poll(at(0)),
+        [Action::Beat {
+            cluster: "u".to_owned()
+        }]
+    );
     session.on(at(0), Event::BeatAccepted);
     assert_eq!(session.phase(), Phase::Active);
     session
 }
 
 fn failed(reason: &str) -> Event {
-    Event::RegistrationFailed { reason: reason.to_owned(), retry_after: None }
+    Event::RegistrationFailed {
+        reason: reason.to_owned(),
+        retry_after: None,
+    }
 }
 
 fn refused() -> Event {
-    Event::RegistrationRefused { sentence: "refused: change the token".to_owned() }
+    Event::RegistrationRefused {
+        sentence: "refused: change the token".to_owned(),
+    }
 }
 
 fn not_registered() -> Event {
-    Event::BeatRefused { reason: "cluster not registered".to_owned() }
+    Event::BeatRefused {
+        reason: "cluster not registered".to_owned(),
+    }
 }
 
 #[test]
 fn nothing_is_registered_before_the_identity_is_read() {
     let mut session = session();
     session.on(at(0), Event::Waiting("state: k8s-proxy unreachable".to_owned()));
-    assert_eq!((session.phase(), session.reason()), (Phase::Loading, "state: k8s-proxy unreachable"));
+    assert_eq!(
+        (session.phase(), session.reason()),
+        (Phase::Loading, "state: k8s-proxy unreachable")
+    );
     session.on(at(1), Event::TokenChanged);
     session.on(at(1), Event::RegistrationWanted);
     session.on(at(1), Event::BeatWanted);
@@ -68,8 +89,19 @@ fn a_control_plane_that_is_down_at_the_start_is_tried_until_it_is_up() {
         now = wake;
     }
     session.poll(now);
-    session.on(now, Event::Registered { cluster: "u".to_owned() });
-    assert_eq!(session.poll(now), [Action::Beat { cluster: "u".to_owned() }], "the first beat is sent at once");
+    session.on(
+        now,
+        Event::Registered {
+            cluster: "u".to_owned(),
+        },
+    );
+    assert_eq!(
+        session.poll(now),
+        [Action::Beat {
+            cluster: "u".to_owned()
+        }],
+        "the first beat is sent at once"
+    );
 }
 
 #[test]
@@ -77,11 +109,23 @@ fn retry_after_is_honoured() {
     let mut session = loaded(None);
     session.poll(at(0));
     let wait = Some(at(40));
-    session.on(at(0), Event::RegistrationFailed { reason: "503".to_owned(), retry_after: wait });
+    session.on(
+        at(0),
+        Event::RegistrationFailed {
+            reason: "503".to_owned(),
+            retry_after: wait,
+        },
+    );
     assert!(session.wake().unwrap() >= at(40));
     let mut session = active();
     session.poll(at(5));
-    session.on(at(5), Event::BeatFailed { reason: "429".to_owned(), retry_after: wait });
+    session.on(
+        at(5),
+        Event::BeatFailed {
+            reason: "429".to_owned(),
+            retry_after: wait,
+        },
+    );
     assert!(session.wake().unwrap() >= at(45));
 }
 
@@ -91,11 +135,19 @@ fn only_the_first_registration_ends_the_process() {
     session.poll(at(0));
     session.on(at(0), refused());
     assert_eq!(session.wake(), Some(Duration::ZERO));
-    assert_eq!(session.poll(at(0)), [Action::Fail("refused: change the token".to_owned())]);
+    assert_eq!(
+        session.poll(at(0)),
+        [Action::Fail("refused: change the token".to_owned())]
+    );
 
     let mut session = active();
     session.on(at(5), not_registered());
-    assert_eq!(session.poll(at(5)), [Action::Register { hint: Some("u".to_owned()) }]);
+    assert_eq!(
+        session.poll(at(5)),
+        [Action::Register {
+            hint: Some("u".to_owned())
+        }]
+    );
     session.on(at(5), refused());
     assert_eq!(session.phase(), Phase::Refused);
     assert!(session.poll(at(5)).is_empty());
@@ -106,12 +158,30 @@ fn a_forgotten_cluster_is_registered_once_with_its_name_as_hint() {
     let mut session = active();
     session.on(at(5), not_registered());
     assert_eq!(session.phase(), Phase::Registering);
-    assert_eq!(session.poll(at(5)), [Action::Register { hint: Some("u".to_owned()) }]);
+    assert_eq!(
+        session.poll(at(5)),
+        [Action::Register {
+            hint: Some("u".to_owned())
+        }]
+    );
     session.on(at(5), not_registered());
-    assert!(session.poll(at(100)).is_empty(), "a late second refusal starts nothing");
-    session.on(at(6), Event::Registered { cluster: "u2".to_owned() });
+    assert!(
+        session.poll(at(100)).is_empty(),
+        "a late second refusal starts nothing"
+    );
+    session.on(
+        at(6),
+        Event::Registered {
+            cluster: "u2".to_owned(),
+        },
+    );
     assert_eq!(session.cluster(), Some("u2"));
-    assert_eq!(session.poll(at(6)), [Action::Beat { cluster: "u2".to_owned() }]);
+    assert_eq!(
+        session.poll(at(6)),
+        [Action::Beat {
+            cluster: "u2".to_owned()
+        }]
+    );
     session.on(at(6), Event::BeatAccepted);
     assert_eq!(session.phase(), Phase::Active);
     // And it may be forgotten again later.
@@ -124,7 +194,12 @@ fn registering_and_refusing_in_turns_does_not_become_a_loop() {
     let mut session = active();
     session.on(at(5), not_registered());
     session.poll(at(5));
-    session.on(at(5), Event::Registered { cluster: "u".to_owned() });
+    session.on(
+        at(5),
+        Event::Registered {
+            cluster: "u".to_owned(),
+        },
+    );
     session.poll(at(5));
     session.on(at(5), not_registered());
     assert_eq!(session.phase(), Phase::Refused);
@@ -139,15 +214,30 @@ fn a_refused_agent_tries_every_few_minutes_and_at_once_with_a_new_token() {
     session.on(at(5), refused());
     for _ in 0..20 {
         let now = session.wake().unwrap();
-        assert_eq!(session.poll(now), [Action::Register { hint: Some("u".to_owned()) }]);
+        assert_eq!(
+            session.poll(now),
+            [Action::Register {
+                hint: Some("u".to_owned())
+            }]
+        );
         session.on(now, refused());
         let pause = session.wake().unwrap() - now;
         assert!((REFUSED_RETRY.0..=REFUSED_RETRY.1).contains(&pause));
         assert_eq!(session.phase(), Phase::Refused);
     }
     session.on(at(9000), Event::TokenChanged);
-    assert_eq!(session.poll(at(9000)), [Action::Register { hint: Some("u".to_owned()) }]);
-    session.on(at(9000), Event::Registered { cluster: "u".to_owned() });
+    assert_eq!(
+        session.poll(at(9000)),
+        [Action::Register {
+            hint: Some("u".to_owned())
+        }]
+    );
+    session.on(
+        at(9000),
+        Event::Registered {
+            cluster: "u".to_owned(),
+        },
+    );
     assert_eq!(session.phase(), Phase::Active);
 }
 
@@ -166,10 +256,19 @@ fn the_pace_is_exact_and_does_not_drift() {
 #[test]
 fn a_missed_beat_is_a_hiccup_and_three_are_a_lapse() {
     let mut session = active();
-    for (index, phase) in [Phase::Active, Phase::Active, Phase::Lapsed].into_iter().enumerate() {
+    for (index, phase) in [Phase::Active, Phase::Active, Phase::Lapsed]
+        .into_iter()
+        .enumerate()
+    {
         let now = session.wake().unwrap();
         assert_eq!(session.poll(now).len(), 1);
-        session.on(now, Event::BeatFailed { reason: "timed out".to_owned(), retry_after: None });
+        session.on(
+            now,
+            Event::BeatFailed {
+                reason: "timed out".to_owned(),
+                retry_after: None,
+            },
+        );
         assert_eq!(session.phase(), phase, "after {} misses", index + 1);
         let pause = session.wake().unwrap() - now;
         assert!(pause <= BEAT * 2);
@@ -183,11 +282,30 @@ fn a_missed_beat_is_a_hiccup_and_three_are_a_lapse() {
 fn a_restart_beats_at_once_and_tells_only_what_changed() {
     let mut session = loaded(Some("u"));
     assert_eq!(session.phase(), Phase::Lapsed);
-    assert_eq!(session.poll(at(0)), [Action::Beat { cluster: "u".to_owned() }]);
+    assert_eq!(
+        session.poll(at(0)),
+        [Action::Beat {
+            cluster: "u".to_owned()
+        }]
+    );
     let mut session = Session::new(BEAT, POLICY, 7);
-    session.on(at(0), Event::Loaded { cluster: Some("u".to_owned()), current: false });
+    session.on(
+        at(0),
+        Event::Loaded {
+            cluster: Some("u".to_owned()),
+            current: false,
+        },
+    );
     let hint = Some("u".to_owned());
-    assert_eq!(session.poll(at(0)), [Action::Register { hint }, Action::Beat { cluster: "u".to_owned() }]);
+    assert_eq!(
+        session.poll(at(0)),
+        [
+            Action::Register { hint },
+            Action::Beat {
+                cluster: "u".to_owned()
+            }
+        ]
+    );
     // A registration that fails, or is refused, does not stop the beats.
     session.on(at(0), failed("503"));
     session.poll(session.wake().unwrap());
@@ -200,7 +318,12 @@ fn a_restart_beats_at_once_and_tells_only_what_changed() {
 fn a_drain_is_told_first_and_registers_nothing() {
     let mut session = active();
     session.on(at(7), Event::Drain);
-    assert_eq!(session.poll(at(7)), [Action::Beat { cluster: "u".to_owned() }]);
+    assert_eq!(
+        session.poll(at(7)),
+        [Action::Beat {
+            cluster: "u".to_owned()
+        }]
+    );
     session.on(at(7), not_registered());
     session.on(at(7), Event::RegistrationWanted);
     session.on(at(8), Event::BeatAccepted);
@@ -218,12 +341,17 @@ fn any_event() -> impl Strategy<Value = Event> {
             cluster: known.then(|| "u".to_owned()),
             current
         }),
-        Just(Event::Registered { cluster: "v".to_owned() }),
+        Just(Event::Registered {
+            cluster: "v".to_owned()
+        }),
         Just(refused()),
         Just(failed("f")),
         Just(Event::BeatAccepted),
         Just(not_registered()),
-        (0..100u64).prop_map(|wait| Event::BeatFailed { reason: "b".to_owned(), retry_after: Some(at(wait)) }),
+        (0..100u64).prop_map(|wait| Event::BeatFailed {
+            reason: "b".to_owned(),
+            retry_after: Some(at(wait))
+        }),
         Just(Event::TokenChanged),
         Just(Event::BeatWanted),
         Just(Event::RegistrationWanted),

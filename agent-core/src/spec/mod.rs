@@ -46,13 +46,18 @@ pub(crate) struct Publisher<S> {
 impl<S> std::fmt::Debug for Publisher<S> {
     // Specifications carry credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Publisher").field("epoch", &self.epoch).finish_non_exhaustive()
+        f.debug_struct("Publisher")
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
     }
 }
 
 impl<S: Spec> Publisher<S> {
     pub(crate) fn new(epoch: String) -> Self {
-        Self { epoch, current: watch::Sender::new(None) }
+        Self {
+            epoch,
+            current: watch::Sender::new(None),
+        }
     }
 
     /// Publishes the content of `spec`, if it differs from the last one; says whether it did.

@@ -98,13 +98,23 @@ fn dialed(
         ca_pem: ca.unwrap_or_default().to_vec().into(),
     };
     if let Some(dial) = &config.dial {
-        let token = dial.token.read().map_err(|reason| format!("proxy.dial_token_file: {reason}"))?;
+        let token = dial
+            .token
+            .read()
+            .map_err(|reason| format!("proxy.dial_token_file: {reason}"))?;
         let ca = dial.ca_pem.as_deref().or(control_plane_ca);
-        return Ok(Some(door(dial.url.to_string(), token.expose_secret().to_owned(), ca)));
+        return Ok(Some(door(
+            dial.url.to_string(),
+            token.expose_secret().to_owned(),
+            ca,
+        )));
     }
     // Without a token of its own nothing is dialled: the control-plane token is never handed over.
-    let (Some(text), Some(token)) = (&session.url, &session.token) else { return Ok(None) };
-    let url = Url::parse(text).map_err(|error| format!("proxy_url of the registration is no URL: {error}"))?;
+    let (Some(text), Some(token)) = (&session.url, &session.token) else {
+        return Ok(None);
+    };
+    let url =
+        Url::parse(text).map_err(|error| format!("proxy_url of the registration is no URL: {error}"))?;
     match url.scheme() {
         "wss" => {}
         "ws" if url_is_loopback(&url) || config.allow_insecure => {}
@@ -115,7 +125,11 @@ fn dialed(
             ));
         }
     }
-    Ok(Some(door(text.clone(), token.expose_secret().to_owned(), control_plane_ca)))
+    Ok(Some(door(
+        text.clone(),
+        token.expose_secret().to_owned(),
+        control_plane_ca,
+    )))
 }
 
 fn mode(mode: Mode) -> CredentialMode {
@@ -153,7 +167,10 @@ mod tests {
     }
 
     fn session(url: &str) -> Session {
-        Session { url: Some(url.to_owned()), token: Some(SecretString::from("session-token")) }
+        Session {
+            url: Some(url.to_owned()),
+            token: Some(SecretString::from("session-token")),
+        }
     }
 
     #[test]
@@ -169,23 +186,47 @@ mod tests {
         let names: Vec<_> = spec.accept.iter().map(|token| token.name.as_str()).collect();
         assert_eq!(names, ["control-plane", "ci"]);
         assert_eq!(spec.accept[0].sha256.as_ref(), [1; 32]);
-        assert_eq!((spec.dial[0].url.as_str(), spec.dial[0].bearer.as_str()), ("wss://cp/proxy", "session-token"));
+        assert_eq!(
+            (spec.dial[0].url.as_str(), spec.dial[0].bearer.as_str()),
+            ("wss://cp/proxy", "session-token")
+        );
         assert_eq!(spec.state_secret, "state");
     }
 
     #[test]
     fn without_a_token_of_its_own_nothing_is_dialled() {
-        let bare = Session { url: Some("wss://cp".to_owned()), token: None };
+        let bare = Session {
+            url: Some("wss://cp".to_owned()),
+            token: None,
+        };
         assert!(spec(&config(), &names(), None, [1; 32], &bare).dial.is_empty());
-        assert!(spec(&config(), &names(), None, [1; 32], &Session::default()).dial.is_empty());
+        assert!(
+            spec(&config(), &names(), None, [1; 32], &Session::default())
+                .dial
+                .is_empty()
+        );
     }
 
     #[test]
     fn a_url_in_clear_is_not_dialled() {
-        let refused = spec(&config(), &names(), None, [1; 32], &session("ws://cp.example/proxy"));
+        let refused = spec(
+            &config(),
+            &names(),
+            None,
+            [1; 32],
+            &session("ws://cp.example/proxy"),
+        );
         assert!(refused.dial.is_empty() && refused.reason.contains("proxy.allow_insecure"));
-        assert_eq!(spec(&config(), &names(), None, [1; 32], &session("ws://127.0.0.1:1/p")).dial.len(), 1);
-        let config = ProxyConfig { enabled: false, ..config() };
+        assert_eq!(
+            spec(&config(), &names(), None, [1; 32], &session("ws://127.0.0.1:1/p"))
+                .dial
+                .len(),
+            1
+        );
+        let config = ProxyConfig {
+            enabled: false,
+            ..config()
+        };
         let off = spec(&config, &names(), None, [1; 32], &session("wss://cp"));
         assert!(off.dial.is_empty() && off.accept.is_empty() && !off.reason.is_empty());
     }

@@ -18,7 +18,9 @@ pub(crate) fn fixed(config: &TunnelConfig) -> Option<TunnelSpec> {
     }
     let server = config.server.clone()?;
     let forwards = config.forwards.iter().filter(|forward| forward.remote_port != 0);
-    let forwards: Vec<Forward> = forwards.map(|forward| message(forward, forward.remote_port)).collect();
+    let forwards: Vec<Forward> = forwards
+        .map(|forward| message(forward, forward.remote_port))
+        .collect();
     let credentials = match config.credentials.as_ref().map(crate::config::TokenSource::read) {
         None => String::new(),
         Some(Ok(credentials)) => credentials.expose_secret().to_owned(),
@@ -39,7 +41,10 @@ pub(crate) fn fixed(config: &TunnelConfig) -> Option<TunnelSpec> {
 pub(crate) fn from_status(config: &TunnelConfig, status: &Status) -> (TunnelSpec, Vec<String>) {
     let wanted = match status {
         Status::Idle(word) => {
-            return (off(config, format!("the control plane wants no tunnel ({word})")), Vec::new());
+            return (
+                off(config, format!("the control plane wants no tunnel ({word})")),
+                Vec::new(),
+            );
         }
         Status::Wanted(wanted) => wanted,
     };
@@ -48,15 +53,28 @@ pub(crate) fn from_status(config: &TunnelConfig, status: &Status) -> (TunnelSpec
     }
     let (forwards, notes) = match_forwards(&config.forwards, &wanted.forwards);
     if forwards.is_empty() {
-        return (off(config, "the control plane gave a port to none of tunnel.forwards".to_owned()), notes);
+        return (
+            off(
+                config,
+                "the control plane gave a port to none of tunnel.forwards".to_owned(),
+            ),
+            notes,
+        );
     }
-    let credentials = wanted.credentials.as_ref().map(|pair| pair.expose_secret().to_owned());
+    let credentials = wanted
+        .credentials
+        .as_ref()
+        .map(|pair| pair.expose_secret().to_owned());
     let spec = TunnelSpec {
         enabled: true,
         reason: "the control plane wants the tunnel".to_owned(),
         server: wanted.server.clone(),
         credentials: credentials.unwrap_or_default(),
-        fingerprint: config.fingerprint.clone().or_else(|| wanted.fingerprint.clone()).unwrap_or_default(),
+        fingerprint: config
+            .fingerprint
+            .clone()
+            .or_else(|| wanted.fingerprint.clone())
+            .unwrap_or_default(),
         forwards,
         // Only a tunnel on demand closes by itself.
         inactivity_timeout_ms: millis(config.inactivity_timeout),
@@ -67,7 +85,11 @@ pub(crate) fn from_status(config: &TunnelConfig, status: &Status) -> (TunnelSpec
 
 /// A tunnel that is off on purpose.
 pub(crate) fn off(config: &TunnelConfig, reason: String) -> TunnelSpec {
-    TunnelSpec { enabled: false, reason, ..base(config) }
+    TunnelSpec {
+        enabled: false,
+        reason,
+        ..base(config)
+    }
 }
 
 /// What does not depend on the control plane.
@@ -88,21 +110,30 @@ fn base(config: &TunnelConfig) -> TunnelSpec {
 /// A server that the control plane hands out gets our credentials only over verified TLS. An owner's fingerprint
 /// proves the server over any link.
 fn trusted(server: &str, config: &TunnelConfig) -> Result<(), String> {
-    let full = if server.contains("://") { server.to_owned() } else { format!("https://{server}") };
-    let url = Url::parse(&full).map_err(|error| format!("the tunnel server {server:?} is no URL: {error}"))?;
+    let full = if server.contains("://") {
+        server.to_owned()
+    } else {
+        format!("https://{server}")
+    };
+    let url =
+        Url::parse(&full).map_err(|error| format!("the tunnel server {server:?} is no URL: {error}"))?;
     if !url.has_host() {
         return Err(format!("the tunnel server {server:?} names no host"));
     }
     match url.scheme() {
         "wss" | "https" => Ok(()),
-        "ws" | "http" if url_is_loopback(&url) || config.allow_insecure || config.fingerprint.is_some() => Ok(()),
+        "ws" | "http" if url_is_loopback(&url) || config.allow_insecure || config.fingerprint.is_some() => {
+            Ok(())
+        }
         "ws" | "http" => Err(format!(
             "the control plane hands out the tunnel server {}://{}, which would get the credentials in clear: it \
              must be wss, or set tunnel.fingerprint, or tunnel.allow_insecure: true if the network is trusted",
             url.scheme(),
             url.host_str().unwrap_or_default()
         )),
-        scheme => Err(format!("the tunnel server has the scheme {scheme}, which chisel does not speak")),
+        scheme => Err(format!(
+            "the tunnel server has the scheme {scheme}, which chisel does not speak"
+        )),
     }
 }
 
@@ -110,9 +141,14 @@ fn match_forwards(local: &[ForwardConfig], offers: &[Offer]) -> (Vec<Forward>, V
     let mut forwards: Vec<Forward> = Vec::new();
     let mut notes = Vec::new();
     for offer in offers {
-        let found = local.iter().find(|forward| forward.name == offer.name).or_else(|| {
-            local.iter().find(|forward| canonical_name(&forward.name) == canonical_name(&offer.name))
-        });
+        let found = local
+            .iter()
+            .find(|forward| forward.name == offer.name)
+            .or_else(|| {
+                local
+                    .iter()
+                    .find(|forward| canonical_name(&forward.name) == canonical_name(&offer.name))
+            });
         match found {
             Some(forward) if forwards.iter().any(|known| known.name == forward.name) => {}
             Some(forward) => forwards.push(message(forward, offer.remote_port)),
@@ -185,7 +221,11 @@ pub(crate) mod tests {
     #[test]
     fn forwards_are_matched_by_name_and_by_common_alias() {
         let (spec, notes) = from_status(&config(), &status("wss://t", OFFERS));
-        let found: Vec<_> = spec.forwards.iter().map(|f| (f.name.as_str(), f.remote_port, f.target.as_str())).collect();
+        let found: Vec<_> = spec
+            .forwards
+            .iter()
+            .map(|f| (f.name.as_str(), f.remote_port, f.target.as_str()))
+            .collect();
         assert_eq!(
             found,
             [
@@ -204,15 +244,30 @@ pub(crate) mod tests {
         assert!(!spec.enabled && spec.reason.contains("IDLE") && spec.forwards.is_empty());
         let (spec, _) = from_status(&config(), &status("wss://t", "[]"));
         assert!(!spec.enabled && spec.reason.contains("tunnel.forwards"));
-        let disabled = TunnelConfig { enabled: false, ..config() };
+        let disabled = TunnelConfig {
+            enabled: false,
+            ..config()
+        };
         assert_eq!(fixed(&disabled).unwrap().reason, "tunnel.enabled is false");
-        assert!(fixed(&config()).is_none(), "nothing is known before the control plane answers");
+        assert!(
+            fixed(&config()).is_none(),
+            "nothing is known before the control plane answers"
+        );
     }
 
     #[test]
     fn a_server_handed_out_gets_credentials_only_over_tls() {
-        for server in ["wss://t", "https://t:443", "t.example:443", "ws://127.0.0.1:9", "ws://[::1]:9"] {
-            assert!(from_status(&config(), &status(server, OFFERS)).0.enabled, "{server}");
+        for server in [
+            "wss://t",
+            "https://t:443",
+            "t.example:443",
+            "ws://127.0.0.1:9",
+            "ws://[::1]:9",
+        ] {
+            assert!(
+                from_status(&config(), &status(server, OFFERS)).0.enabled,
+                "{server}"
+            );
         }
         for server in ["ws://t", "http://10.0.0.1", "ftp://t", "wss://", "::"] {
             let (spec, _) = from_status(&config(), &status(server, OFFERS));
@@ -220,16 +275,25 @@ pub(crate) mod tests {
         }
         let reason = from_status(&config(), &status("ws://t", OFFERS)).0.reason;
         assert!(reason.contains("tunnel.allow_insecure"), "{reason}");
-        let allowed = TunnelConfig { allow_insecure: true, ..config() };
+        let allowed = TunnelConfig {
+            allow_insecure: true,
+            ..config()
+        };
         assert!(from_status(&allowed, &status("ws://t", OFFERS)).0.enabled);
-        let pinned = TunnelConfig { fingerprint: Some("f".to_owned()), ..config() };
+        let pinned = TunnelConfig {
+            fingerprint: Some("f".to_owned()),
+            ..config()
+        };
         let (spec, _) = from_status(&pinned, &status("ws://t", OFFERS));
         assert!(spec.enabled && spec.fingerprint == "f");
     }
 
     #[test]
     fn a_fixed_server_needs_no_control_plane_and_never_closes_by_itself() {
-        let mut fixed_config = TunnelConfig { server: Some("wss://t".to_owned()), ..config() };
+        let mut fixed_config = TunnelConfig {
+            server: Some("wss://t".to_owned()),
+            ..config()
+        };
         fixed_config.forwards[0].remote_port = 9000;
         let spec = fixed(&fixed_config).unwrap();
         assert_eq!((spec.forwards.len(), spec.inactivity_timeout_ms), (1, 0));
@@ -242,7 +306,10 @@ pub(crate) mod tests {
         assert!(publisher.publish(from_status(&config(), &status("wss://t", OFFERS)).0));
         let turned = r#"[{"name":"kubelet","remote_port":8001},{"name":"k8s-api","remote_port":8000},
             {"name":"agent-http","remote_port":8002}]"#;
-        assert!(!publisher.publish(from_status(&config(), &status("wss://t", turned)).0), "equal content");
+        assert!(
+            !publisher.publish(from_status(&config(), &status("wss://t", turned)).0),
+            "equal content"
+        );
         assert!(publisher.publish(off(&config(), "x".to_owned())));
         let spec = publisher.current().unwrap();
         assert_eq!((spec.epoch.as_str(), spec.revision), ("e", 2));

@@ -24,7 +24,10 @@ pub(crate) fn read(path: &Path) -> io::Result<Option<Stored>> {
         Err(error) => return Err(error),
     };
     parse(&text).map(Some).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::InvalidData, "is no YAML mapping of names to texts; mend or remove it")
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "is no YAML mapping of names to texts; mend or remove it",
+        )
     })
 }
 
@@ -48,7 +51,10 @@ pub(crate) fn parse(text: &str) -> Option<Stored> {
 
 /// Replaces the file: whoever reads sees the old content or the new one, also after a power cut.
 pub(crate) fn write(path: &Path, stored: &Stored) -> io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let dir = path
+        .parent()
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     fs::create_dir_all(dir)?;
     let draft = path.with_extension(format!("new-{}", hex(&rand::random::<[u8; 6]>())));
     let written = write_new(&draft, &render(stored)).and_then(|()| fs::rename(&draft, path));
@@ -60,13 +66,20 @@ pub(crate) fn write(path: &Path, stored: &Stored) -> io::Result<()> {
 }
 
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(MODE)
+        .open(path)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }
 
 fn render(stored: &Stored) -> String {
-    stored.iter().map(|(name, value)| format!("{}: {}\n", quoted(name), quoted(value))).collect()
+    stored
+        .iter()
+        .map(|(name, value)| format!("{}: {}\n", quoted(name), quoted(value)))
+        .collect()
 }
 
 /// YAML's double quotes; whatever is not plain ASCII is escaped, because YAML forbids some of it unescaped.
@@ -94,19 +107,28 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/agent-state.yaml");
         assert_eq!(read(&path).unwrap(), None);
-        let stored = Stored::default().with("agent_id", "a").with("cluster_token", "x: \"y\"\n# z");
+        let stored = Stored::default()
+            .with("agent_id", "a")
+            .with("cluster_token", "x: \"y\"\n# z");
         write(&path, &stored).unwrap();
         write(&path, &stored).unwrap();
         assert_eq!(read(&path).unwrap(), Some(stored));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no draft is left");
+        assert_eq!(
+            fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1,
+            "no draft is left"
+        );
     }
 
     #[test]
     fn the_file_of_the_go_agent_is_read() {
         let text = "agent_id: agent-abc\ncluster_id: 550e8400-e29b\ncluster_token: \"\"\n";
         let stored = parse(text).unwrap();
-        assert_eq!((stored.get("agent_id"), stored.get("cluster_token")), (Some("agent-abc"), None));
+        assert_eq!(
+            (stored.get("agent_id"), stored.get("cluster_token")),
+            (Some("agent-abc"), None)
+        );
     }
 
     #[test]

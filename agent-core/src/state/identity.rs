@@ -30,8 +30,8 @@ impl Origin {
     /// `agent-` and 16 hexadecimal digits. Without a machine id and a pod UID two clones would look alike, so
     /// chance decides; the id is stored before it is used.
     pub(crate) fn agent_id(&self) -> String {
-        let chance = (self.machine_id.is_none() && self.pod_uid.is_none())
-            .then(|| hex(&rand::random::<[u8; 16]>()));
+        let chance =
+            (self.machine_id.is_none() && self.pod_uid.is_none()).then(|| hex(&rand::random::<[u8; 16]>()));
         let parts = [
             Some(self.hostname.as_str()),
             self.machine_id.as_deref(),
@@ -95,15 +95,28 @@ mod tests {
         };
         assert_eq!(origin.agent_id(), origin.agent_id());
         assert_eq!(origin.agent_id().len(), "agent-".len() + 16);
-        let pod = Origin { pod_uid: Some("u".to_owned()), ..origin.clone() };
+        let pod = Origin {
+            pod_uid: Some("u".to_owned()),
+            ..origin.clone()
+        };
         assert_ne!(pod.agent_id(), origin.agent_id());
-        let bare = Origin { machine_id: None, ..origin };
-        assert_ne!(bare.agent_id(), bare.agent_id(), "clones without any mark are told apart by chance");
+        let bare = Origin {
+            machine_id: None,
+            ..origin
+        };
+        assert_ne!(
+            bare.agent_id(),
+            bare.agent_id(),
+            "clones without any mark are told apart by chance"
+        );
     }
 
     #[test]
     fn a_pod_uid_does_not_replace_a_stored_id() {
-        let pod = PodConfig { uid: Some("pod-uid".to_owned()), ..PodConfig::default() };
+        let pod = PodConfig {
+            uid: Some("pod-uid".to_owned()),
+            ..PodConfig::default()
+        };
         let id = |configured, stored| choose(configured, stored, &pod).0;
         assert_eq!(id(Some("pod-uid"), Some("agent-1")).as_deref(), Some("agent-1"));
         let uuid = "550e8400-e29b-41d4-a716-446655440000";

@@ -61,7 +61,10 @@ impl Identity {
     pub(crate) async fn update(&self, changes: Stored) -> Result<(), String> {
         let (reply, answer) = oneshot::channel();
         let gone = || "the state keeper has ended".to_owned();
-        self.updates.send(Update { changes, reply }).await.map_err(|_| gone())?;
+        self.updates
+            .send(Update { changes, reply })
+            .await
+            .map_err(|_| gone())?;
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
@@ -99,7 +102,10 @@ impl Keeper {
         let waiting = "state: not read yet".to_owned();
         conditions.set(CONDITION, Status::False, waiting.clone());
         let (current, watch) = watch::channel(Load::Waiting(waiting));
-        let identity = Identity { updates: sender, current: watch };
+        let identity = Identity {
+            updates: sender,
+            current: watch,
+        };
         let keeper = Self {
             config,
             configured_id,
@@ -139,7 +145,11 @@ impl Keeper {
             }
         }
         self.publish();
-        info!(agent_id = self.stored.get(AGENT_ID), cluster_id = self.stored.get(CLUSTER_ID), "identity is known");
+        info!(
+            agent_id = self.stored.get(AGENT_ID),
+            cluster_id = self.stored.get(CLUSTER_ID),
+            "identity is known"
+        );
         self.keep(supervisor).await;
     }
 
@@ -201,7 +211,11 @@ impl Keeper {
             StateBackend::Secret => {
                 // A copy that cannot be read is a missing copy: the Secret decides.
                 let copy = local.ok().flatten();
-                match self.door.secret(&self.config.namespace, &self.config.secret_name).await {
+                match self
+                    .door
+                    .secret(&self.config.namespace, &self.config.secret_name)
+                    .await
+                {
                     Ok(secret) => (unite(secret.as_ref().map(secret::read), copy), true),
                     Err(error) => match copy.filter(|copy| copy.get(CLUSTER_ID).is_some()) {
                         Some(copy) => {
@@ -225,10 +239,14 @@ impl Keeper {
             warn!("{note}");
         }
         let made = id.is_none();
-        stored.set(AGENT_ID, &id.unwrap_or_else(|| Origin::of(&self.pod, &self.root).agent_id()));
+        stored.set(
+            AGENT_ID,
+            &id.unwrap_or_else(|| Origin::of(&self.pod, &self.root).agent_id()),
+        );
         self.stored = stored;
         let unsaved = self.stored.remove(UNSAVED);
-        self.pending = self.config.backend == StateBackend::Secret && (!reachable || unsaved || self.stored != before);
+        self.pending =
+            self.config.backend == StateBackend::Secret && (!reachable || unsaved || self.stored != before);
         if self.pending && self.stored.get(CLUSTER_ID).is_none() {
             // The id must be where the next pod finds it before anybody hears of it.
             let written = secret::write(&self.door, &self.config, &self.stored, made).await;
@@ -279,12 +297,16 @@ impl Keeper {
                 StateBackend::File => "state.file (PIPEOPS_STATE_FILE)",
                 StateBackend::Secret => "process.private_dir (PIPEOPS_PRIVATE_DIR)",
             };
-            format!("state: {} cannot be written: {error}; see {setting}", path.display())
+            format!(
+                "state: {} cannot be written: {error}; see {setting}",
+                path.display()
+            )
         })
     }
 
     fn publish(&self) {
-        self.current.send_replace(Load::Loaded(Arc::new(self.stored.clone())));
+        self.current
+            .send_replace(Load::Loaded(Arc::new(self.stored.clone())));
     }
 
     fn tell(&self, trouble: Option<String>) {
@@ -295,10 +317,16 @@ impl Keeper {
             }
         };
         match trouble {
-            None => self.conditions.set(CONDITION, Status::True, format!("kept in {place}")),
+            None => self
+                .conditions
+                .set(CONDITION, Status::True, format!("kept in {place}")),
             // The identity is safe as long as this pod lives; that is no reason to take the agent out of service.
             Some(reason) if self.pending => {
-                self.conditions.set(CONDITION, Status::True, format!("kept in the copy only: {reason}"));
+                self.conditions.set(
+                    CONDITION,
+                    Status::True,
+                    format!("kept in the copy only: {reason}"),
+                );
             }
             Some(reason) => self.conditions.set(CONDITION, Status::False, reason),
         }
@@ -325,8 +353,11 @@ fn local_path(config: &StateConfig) -> &std::path::Path {
 /// The Secret's word counts, except for what the copy holds and the Secret was not told yet.
 pub(super) fn unite(secret: Option<Stored>, copy: Option<Stored>) -> Stored {
     let (secret, copy) = (secret.unwrap_or_default(), copy.unwrap_or_default());
-    let (mut weaker, stronger) =
-        if copy.get(UNSAVED).is_some() { (secret, copy) } else { (copy, secret) };
+    let (mut weaker, stronger) = if copy.get(UNSAVED).is_some() {
+        (secret, copy)
+    } else {
+        (copy, secret)
+    };
     weaker.merge(&stronger);
     weaker
 }

@@ -38,7 +38,10 @@ async fn from_cluster(config: &StateConfig, door: &Door) -> Option<Stored> {
     if let Ok(Some(secret)) = door.secret(namespace, GO_SECRET).await {
         stored.merge(&secret::read(&secret));
     }
-    info!(configmap = config.configmap_name, namespace, "took over the identity of an earlier agent");
+    info!(
+        configmap = config.configmap_name,
+        namespace, "took over the identity of an earlier agent"
+    );
     Some(stored)
 }
 
@@ -46,7 +49,10 @@ fn yaml_files(root: &Path, own: &Path) -> Vec<PathBuf> {
     ["var/lib/pipeops/agent-state.yaml", "etc/pipeops/agent-state.yaml"]
         .iter()
         .map(|path| root.join(path))
-        .chain([PathBuf::from("tmp/agent-state.yaml"), PathBuf::from(".pipeops-agent-state.yaml")])
+        .chain([
+            PathBuf::from("tmp/agent-state.yaml"),
+            PathBuf::from(".pipeops-agent-state.yaml"),
+        ])
         .filter(|path| path != own)
         .collect()
 }
@@ -71,11 +77,18 @@ fn from_files(yaml: &[PathBuf], legacy: &[(PathBuf, &'static str)]) -> Option<St
         }
     }
     for (dir, prefix) in legacy {
-        let names = [("agent-id", AGENT_ID), ("cluster-id", CLUSTER_ID), ("cluster-token", CLUSTER_TOKEN)];
+        let names = [
+            ("agent-id", AGENT_ID),
+            ("cluster-id", CLUSTER_ID),
+            ("cluster-token", CLUSTER_TOKEN),
+        ];
         let stored: Stored = names
             .into_iter()
             .filter_map(|(name, key)| {
-                Some((key, std::fs::read_to_string(dir.join(format!("{prefix}{name}"))).ok()?))
+                Some((
+                    key,
+                    std::fs::read_to_string(dir.join(format!("{prefix}{name}"))).ok()?,
+                ))
             })
             .collect();
         if stored.has_identity() {
@@ -95,20 +108,35 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let own = root.path().join("var/lib/pipeops/agent-state.yaml");
         let files = yaml_files(root.path(), Path::new("/elsewhere"));
-        let legacy = [(root.path().join("var/lib/pipeops"), ""), (root.path().to_path_buf(), ".pipeops-")];
+        let legacy = [
+            (root.path().join("var/lib/pipeops"), ""),
+            (root.path().to_path_buf(), ".pipeops-"),
+        ];
         assert_eq!(from_files(&files, &legacy), None);
 
         std::fs::write(root.path().join(".pipeops-agent-id"), "agent-dot\n").unwrap();
-        assert_eq!(from_files(&files, &legacy).unwrap().get(AGENT_ID), Some("agent-dot"));
+        assert_eq!(
+            from_files(&files, &legacy).unwrap().get(AGENT_ID),
+            Some("agent-dot")
+        );
 
         std::fs::create_dir_all(own.parent().unwrap()).unwrap();
         std::fs::write(root.path().join("var/lib/pipeops/agent-id"), "agent-file\n").unwrap();
         std::fs::write(root.path().join("var/lib/pipeops/cluster-id"), "uuid\n").unwrap();
         let stored = from_files(&files, &legacy).unwrap();
-        assert_eq!((stored.get(AGENT_ID), stored.get(CLUSTER_ID)), (Some("agent-file"), Some("uuid")));
+        assert_eq!(
+            (stored.get(AGENT_ID), stored.get(CLUSTER_ID)),
+            (Some("agent-file"), Some("uuid"))
+        );
 
         std::fs::write(&own, "agent_id: agent-yaml\n").unwrap();
-        assert_eq!(from_files(&files, &legacy).unwrap().get(AGENT_ID), Some("agent-yaml"));
-        assert!(!yaml_files(root.path(), &own).contains(&own), "our own file is no earlier one");
+        assert_eq!(
+            from_files(&files, &legacy).unwrap().get(AGENT_ID),
+            Some("agent-yaml")
+        );
+        assert!(
+            !yaml_files(root.path(), &own).contains(&own),
+            "our own file is no earlier one"
+        );
     }
 }

@@ -14,7 +14,8 @@ const TRIES: usize = 5;
 /// The texts in a Secret.
 pub(super) fn read(secret: &Secret) -> Stored {
     let data = secret.data.iter().flatten();
-    data.filter_map(|(name, value)| Some((name.as_str(), std::str::from_utf8(&value.0).ok()?))).collect()
+    data.filter_map(|(name, value)| Some((name.as_str(), std::str::from_utf8(&value.0).ok()?)))
+        .collect()
 }
 
 /// Writes `stored` over what the Secret holds and returns the outcome. Values that the Secret has and we lack
@@ -47,7 +48,11 @@ pub(super) async fn write(
                     namespace: Some(namespace.clone()),
                     ..ObjectMeta::default()
                 };
-                let mut secret = Secret { metadata, type_: Some("Opaque".to_owned()), ..Secret::default() };
+                let mut secret = Secret {
+                    metadata,
+                    type_: Some("Opaque".to_owned()),
+                    ..Secret::default()
+                };
                 put(&mut secret, stored);
                 door.create_secret(namespace, &secret).await
             }

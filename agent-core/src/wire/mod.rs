@@ -47,9 +47,14 @@ pub(crate) fn one_line(text: &str) -> String {
 /// Whether the control plane says that it does not know this cluster.
 pub(crate) fn says_unknown(complaint: &str) -> bool {
     let text = complaint.to_lowercase();
-    ["not registered", "cluster not found", "agent not found", "unknown cluster"]
-        .iter()
-        .any(|words| text.contains(words))
+    [
+        "not registered",
+        "cluster not found",
+        "agent not found",
+        "unknown cluster",
+    ]
+    .iter()
+    .any(|words| text.contains(words))
 }
 
 #[cfg(test)]
@@ -58,7 +63,10 @@ mod tests {
 
     #[test]
     fn a_complaint_is_one_short_line() {
-        assert_eq!(complaint(br#"{"error":"cluster not registered"}"#), "cluster not registered");
+        assert_eq!(
+            complaint(br#"{"error":"cluster not registered"}"#),
+            "cluster not registered"
+        );
         assert_eq!(complaint(br#"{"error":{"message":"bad\r\ntoken"}}"#), "bad token");
         assert_eq!(complaint(b"<html>\n <b>Bad</b>"), "<html> <b>Bad</b>");
         assert_eq!(complaint(&[0xff, 0xfe]), "\u{fffd}\u{fffd}");

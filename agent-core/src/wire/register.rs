@@ -57,9 +57,14 @@ struct Body<'a> {
 impl Registration {
     /// The body. `service_token` is there only when the owner configured one.
     pub(crate) fn to_body(&self, service_token: Option<&str>) -> Value {
-        let mut labels: Map<String, Value> =
-            self.labels.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect();
-        labels.entry("hostname").or_insert_with(|| Value::from(self.hostname.as_str()));
+        let mut labels: Map<String, Value> = self
+            .labels
+            .iter()
+            .map(|(name, value)| (name.clone(), Value::from(value.as_str())))
+            .collect();
+        labels
+            .entry("hostname")
+            .or_insert_with(|| Value::from(self.hostname.as_str()));
         labels
             .entry("agent.pipeops.io/version")
             .or_insert_with(|| Value::from(self.agent_version.as_str()));
@@ -139,7 +144,9 @@ fn is_path_segment(id: &str) -> bool {
     const LONGEST: usize = 128;
     id.len() <= LONGEST
         && !id.starts_with('.')
-        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':'))
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b':'))
 }
 
 #[cfg(test)]
@@ -151,14 +158,26 @@ mod tests {
     fn the_documented_answers_are_read() {
         let flat = br#"{"cluster_id":"uuid-1","name":"prod","status":"active","proxy_url":"wss://p","proxy_token":"s"}"#;
         let answer = parse(flat).unwrap();
-        assert_eq!((answer.cluster_id.as_str(), answer.name.as_deref()), ("uuid-1", Some("prod")));
+        assert_eq!(
+            (answer.cluster_id.as_str(), answer.name.as_deref()),
+            ("uuid-1", Some("prod"))
+        );
         assert_eq!(answer.proxy_url.as_deref(), Some("wss://p"));
         assert!(!format!("{answer:?}").contains("\"s\""));
         let both = br#"{"cluster_id":"top","cluster":{"uuid":"nested","workspace_id":7},"data":{"cluster_id":"old"}}"#;
         let answer = parse(both).unwrap();
-        assert_eq!((answer.cluster_id.as_str(), answer.workspace_id.as_deref()), ("top", Some("7")));
-        assert_eq!(parse(br#"{"data":{"cluster_id":"old"}}"#).unwrap().cluster_id, "old");
-        assert_eq!(parse(br#"{"cluster":{"uuid":"nested"}}"#).unwrap().cluster_id, "nested");
+        assert_eq!(
+            (answer.cluster_id.as_str(), answer.workspace_id.as_deref()),
+            ("top", Some("7"))
+        );
+        assert_eq!(
+            parse(br#"{"data":{"cluster_id":"old"}}"#).unwrap().cluster_id,
+            "old"
+        );
+        assert_eq!(
+            parse(br#"{"cluster":{"uuid":"nested"}}"#).unwrap().cluster_id,
+            "nested"
+        );
     }
 
     #[test]
@@ -181,13 +200,22 @@ mod tests {
 
     #[test]
     fn the_service_token_is_sent_only_when_given() {
-        let registration = Registration { agent_id: "a".to_owned(), ..Registration::default() };
+        let registration = Registration {
+            agent_id: "a".to_owned(),
+            ..Registration::default()
+        };
         let body = registration.to_body(None);
         assert!(body.get("k8s_service_token").is_none() && body.get("cluster_id").is_none());
         assert_eq!(body["metadata"]["registration_mode"], "fresh");
-        let hinted = Registration { cluster_id: Some("u".to_owned()), ..registration };
+        let hinted = Registration {
+            cluster_id: Some("u".to_owned()),
+            ..registration
+        };
         let body = hinted.to_body(Some("t"));
-        assert_eq!((&body["cluster_id"], &body["k8s_service_token"]), (&json!("u"), &json!("t")));
+        assert_eq!(
+            (&body["cluster_id"], &body["k8s_service_token"]),
+            (&json!("u"), &json!("t"))
+        );
         assert_eq!(body["metadata"]["registration_mode"], "resume");
     }
 

@@ -70,15 +70,24 @@ pub(crate) struct Answer {
 /// Reads an answer, or says why it cannot be used.
 pub(crate) fn parse(body: &[u8]) -> Result<Answer, String> {
     let value: Value = serde_json::from_slice(body).map_err(|_| "the answer is no JSON".to_owned())?;
-    let value = value.get("data").filter(|data| data.get("status").is_some()).unwrap_or(&value);
+    let value = value
+        .get("data")
+        .filter(|data| data.get("status").is_some())
+        .unwrap_or(&value);
     let word = text(value, &["status"]).ok_or("the answer has no status")?;
-    let poll_frequency = value.get("poll_frequency").and_then(Value::as_u64).filter(|seconds| *seconds > 0);
+    let poll_frequency = value
+        .get("poll_frequency")
+        .and_then(Value::as_u64)
+        .filter(|seconds| *seconds > 0);
     let status = match word.to_ascii_uppercase().as_str() {
         "REQUIRED" | "ACTIVE" | "READY" | "CONNECTED" => Status::Wanted(wanted(value)?),
         "IDLE" | "PENDING" | "DISABLED" | "INACTIVE" | "DISCONNECTED" | "NOT_READY" => Status::Idle(word),
         _ => return Err(format!("the status {word:?} is not known")),
     };
-    Ok(Answer { status, poll_frequency })
+    Ok(Answer {
+        status,
+        poll_frequency,
+    })
 }
 
 fn wanted(value: &Value) -> Result<Wanted, String> {
@@ -89,7 +98,12 @@ fn wanted(value: &Value) -> Result<Wanted, String> {
         None => None,
     };
     let mut forwards: Vec<Offer> = Vec::new();
-    for item in value.get("forwards").and_then(Value::as_array).into_iter().flatten() {
+    for item in value
+        .get("forwards")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
         let name = text(item, &["name"]);
         let port = text(item, &["remote_port"]).and_then(|port| port.parse::<u16>().ok());
         // An entry that cannot be used must not take the good ones with it.
@@ -101,12 +115,20 @@ fn wanted(value: &Value) -> Result<Wanted, String> {
         }
     }
     let fingerprint = text(value, &["server_fingerprint", "fingerprint"]);
-    Ok(Wanted { server, credentials, fingerprint, forwards })
+    Ok(Wanted {
+        server,
+        credentials,
+        fingerprint,
+        forwards,
+    })
 }
 
 /// base64 of `user:pass`; a control plane that sends the pair as it is gets its way too.
 fn decode(encoded: &str) -> Result<SecretString, String> {
-    let decoded = STANDARD.decode(encoded).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let decoded = STANDARD
+        .decode(encoded)
+        .ok()
+        .and_then(|bytes| String::from_utf8(bytes).ok());
     match decoded.filter(|pair| pair.contains(':')) {
         Some(pair) => Ok(SecretString::from(pair)),
         None if encoded.contains(':') => Ok(SecretString::from(encoded)),
@@ -135,25 +157,46 @@ mod tests {
     #[test]
     fn both_vocabularies_are_read() {
         let seeds = br#"{"status":"ready","tunnel_url":"wss://t","forwards":[{"name":"k8s-api","remote_port":8000}]}"#;
-        let Status::Wanted(wanted) = parse(seeds).unwrap().status else { panic!("wanted") };
+        let Status::Wanted(wanted) = parse(seeds).unwrap().status else {
+            panic!("wanted")
+        };
         assert_eq!(wanted.server, "wss://t");
-        assert_eq!(wanted.forwards, [Offer { name: "k8s-api".to_owned(), remote_port: 8000 }]);
+        assert_eq!(
+            wanted.forwards,
+            [Offer {
+                name: "k8s-api".to_owned(),
+                remote_port: 8000
+            }]
+        );
         let older = br#"{"status":"REQUIRED","forwards":[{"name":"kubernetes-api","remote_port":8000}],
             "credentials":"dXNlcjpwYXNz","poll_frequency":7,"tunnel_server_addr":"wss://t:443","server_fingerprint":"f="}"#;
         let answer = parse(older).unwrap();
         assert_eq!(answer.poll_frequency, Some(7));
-        let Status::Wanted(wanted) = answer.status else { panic!("wanted") };
+        let Status::Wanted(wanted) = answer.status else {
+            panic!("wanted")
+        };
         assert_eq!(wanted.credentials.unwrap().expose_secret(), "user:pass");
         assert_eq!(wanted.fingerprint.as_deref(), Some("f="));
-        assert!(matches!(parse(br#"{"status":"IDLE"}"#).unwrap().status, Status::Idle(_)));
+        assert!(matches!(
+            parse(br#"{"status":"IDLE"}"#).unwrap().status,
+            Status::Idle(_)
+        ));
     }
 
     #[test]
     fn a_bad_forward_does_not_take_the_good_ones_with_it() {
         let body = br#"{"status":"ACTIVE","tunnel_url":"wss://t","forwards":[{"name":"a","remote_port":70000},
             {"remote_port":1},{"name":"b","remote_port":"9"},{"name":"b","remote_port":10},{"name":"c","remote_port":0},7]}"#;
-        let Status::Wanted(wanted) = parse(body).unwrap().status else { panic!("wanted") };
-        assert_eq!(wanted.forwards, [Offer { name: "b".to_owned(), remote_port: 9 }]);
+        let Status::Wanted(wanted) = parse(body).unwrap().status else {
+            panic!("wanted")
+        };
+        assert_eq!(
+            wanted.forwards,
+            [Offer {
+                name: "b".to_owned(),
+                remote_port: 9
+            }]
+        );
     }
 
     #[test]
@@ -163,7 +206,10 @@ mod tests {
             (b"{}", "no status"),
             (br#"{"status":"MAYBE"}"#, "not known"),
             (br#"{"status":"ready"}"#, "no tunnel server"),
-            (br#"{"status":"ready","tunnel_url":"wss://t","credentials":"!!"}"#, "base64"),
+            (
+                br#"{"status":"ready","tunnel_url":"wss://t","credentials":"!!"}"#,
+                "base64",
+            ),
         ] {
             assert!(parse(body).unwrap_err().contains(reason));
         }
@@ -171,8 +217,14 @@ mod tests {
 
     #[test]
     fn an_agent_id_cannot_change_the_path() {
-        assert_eq!(Path::Older.for_agent("a/b c"), "/api/agents/a%2Fb%20c/tunnel/status");
-        assert_eq!(Path::Documented.for_agent("a&x=1"), "/api/v1/tunnel/status?agent_id=a%26x%3D1");
+        assert_eq!(
+            Path::Older.for_agent("a/b c"),
+            "/api/agents/a%2Fb%20c/tunnel/status"
+        );
+        assert_eq!(
+            Path::Documented.for_agent("a&x=1"),
+            "/api/v1/tunnel/status?agent_id=a%26x%3D1"
+        );
     }
 
     proptest! {
