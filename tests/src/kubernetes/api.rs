@@ -51,6 +51,8 @@ pub(super) enum Answer {
     Json(u16, Bytes),
     /// Text.
     Text(Bytes),
+    /// A path that the API machinery does not know at all: plain text, no `Status`.
+    NotFound,
     /// Events.
     Watch(Box<Watch>),
     /// Made-up events.
@@ -194,9 +196,11 @@ async fn answer(
         Route::Discovery(parts) => {
             wait_for_faults(outlet).await?;
             let found = discovery::answer(&parts, address);
-            return found
-                .map(|value| Answer::Object(200, value))
-                .ok_or_else(Status::no_such_resource);
+            return match found {
+                Some(value) => Ok(Answer::Object(200, value)),
+                None if parts.len() == 2 => Ok(Answer::NotFound),
+                None => Err(Status::no_such_resource()),
+            };
         }
         Route::Review(name) => {
             call.body = read(incoming).await?;
@@ -205,6 +209,9 @@ async fn answer(
                 201,
                 review::answer(&cluster.auth, &identity, &name, posted)?,
             ));
+        }
+        Route::Unknown if !outlet.path.starts_with("/api/") && !outlet.path.starts_with("/apis/") => {
+            return Ok(Answer::NotFound);
         }
         Route::Health | Route::Version | Route::Control(_) | Route::Unknown => {
             return Err(Status::no_such_resource());
@@ -283,7 +290,10 @@ fn serve(
         ("get", "scale") if kind.kind == "Deployment" => {
             mutate::scale(cluster, &target).map(|v| Answer::Object(200, v))
         }
-        ("get", "" | "status") => {
+        ("get", subresource) if !subresource.is_empty() && (subresource != "status" || !kind.status) => {
+            Err(Status::no_such_resource())
+        }
+        ("get", _) => {
             let key = Key::new(target.resource, &target.namespace, &target.name);
             let stored = cluster
                 .store
@@ -326,6 +336,11 @@ fn respond(mut outlet: Outlet, call: &Call, answer: Answer, response: &mut Respo
         Answer::Object(code, value) => (code, Bytes::from(value.to_string()), "application/json"),
         Answer::Json(code, bytes) => (code, bytes, "application/json"),
         Answer::Text(bytes) => (200, bytes, "text/plain; charset=utf-8"),
+        Answer::NotFound => (
+            404,
+            Bytes::from_static(b"404 page not found\n"),
+            "text/plain; charset=utf-8",
+        ),
         streamed => {
             outlet.guard.status(200);
             let media = match streamed {

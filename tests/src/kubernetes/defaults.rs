@@ -126,13 +126,13 @@ pub fn on_write(resource: &Resource, value: &mut Value) -> Result<(), Status> {
             if fits {
                 return Ok(());
             }
-            let why = "`selector` does not match template `labels`";
+            let why = format!("{labels}: `selector` does not match template `labels`");
             Err(Status::invalid(
                 resource,
                 &name,
                 "spec.template.metadata.labels",
                 "FieldValueInvalid",
-                why,
+                &why,
             ))
         }
         _ => Ok(()),

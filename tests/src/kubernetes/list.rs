@@ -143,7 +143,7 @@ pub fn revision(query: &Query) -> Result<Option<u64>, Status> {
     }
     let bad = |_| {
         Status::bad_request(format!(
-            "invalid resource version \"{text}\": it must be a number"
+            "invalid resource version: resourceVersion: Invalid value: \"{text}\""
         ))
     };
     text.parse().map(Some).map_err(bad)

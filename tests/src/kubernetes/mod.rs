@@ -12,8 +12,8 @@
 //!               store: objects, one revision, bounded history ◄── workload + controllers, one step per tick
 //! ```
 //!
-//! What it promises, [`contract`] checks, here and against a real kube-apiserver. Known limits: no protobuf, no
-//! OpenAPI, no exec, attach or port-forward; pods are deleted at once without a grace period; apply has no field
+//! What it promises, [`contract`] checks, here and against a real kube-apiserver. Known limits: protobuf is read for
+//! a few kinds and never written, no OpenAPI, no exec, attach or port-forward; pods are deleted at once without a grace period; apply has no field
 //! ownership; strategic merge as [`patch`] says; unknown fields are kept.
 
 mod api;
@@ -36,6 +36,7 @@ mod mutate;
 mod negotiate;
 mod object;
 pub mod patch;
+mod protobuf;
 mod requests;
 mod resources;
 mod review;

@@ -16,8 +16,6 @@ use super::{
     write::WriteOptions,
 };
 
-const PATCH_TYPES: &str = "application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, application/apply-patch+yaml";
-
 /// Kinds of which a deletion answers the object itself.
 const ANSWERS_DELETED_OBJECT: &[&str] = &["Pod", "Service", "ServiceAccount", "Namespace"];
 
@@ -62,6 +60,13 @@ pub(super) fn write(
         }
         ("update", subresource) => {
             let value = negotiate::decode(&negotiate::content_type(&call.headers), &call.body)?;
+            let found = object::name(&value);
+            if !found.is_empty() && found != target.name {
+                return Err(Status::bad_request(format!(
+                    "the name of the object ({found}) does not match the name on the URL ({})",
+                    target.name
+                )));
+            }
             let mut created = value.clone();
             match cluster.update(&key, subresource, &options, |_| Ok(value)) {
                 Err(status) if status.code == 404 && kind.create_on_update && subresource.is_empty() => {
@@ -78,10 +83,7 @@ pub(super) fn write(
         ("patch", subresource) => {
             let apply = negotiate::content_type(&call.headers) == "application/apply-patch+yaml";
             if apply && call.query.get("fieldManager").is_empty() {
-                let why = "is required for apply patch";
-                return Err(Status::unprocessable(format!(
-                    "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: {why}"
-                )));
+                return Err(Status::field_manager_required());
             }
             let old = cluster.store.get(&key);
             if apply && old.is_none() && subresource.is_empty() {
@@ -120,7 +122,7 @@ fn patched(call: &Call, old: &Value) -> Result<Value, Status> {
                 }
             });
         }
-        _ => return Err(Status::unsupported_media_type(PATCH_TYPES)),
+        _ => return Err(Status::unsupported_patch_type()),
     }
     Ok(new)
 }

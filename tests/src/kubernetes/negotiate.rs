@@ -7,7 +7,7 @@ use flate2::{Compression, write::GzEncoder};
 use http::{HeaderMap, header};
 use serde_json::Value;
 
-use super::{auth::header_text, status::Status};
+use super::{auth::header_text, protobuf, status::Status};
 
 /// Bodies smaller than this are never compressed, as in the real API.
 const GZIP_FROM: usize = 128 * 1024;
@@ -84,9 +84,8 @@ pub fn decode(content_type: &str, body: &[u8]) -> Result<Value, Status> {
     match content_type {
         "" | "application/json" => read_json(body),
         "application/yaml" => read_yaml(body),
-        _ => Err(Status::unsupported_media_type(
-            "application/json, application/yaml",
-        )),
+        protobuf::MEDIA_TYPE => protobuf::decode(body),
+        _ => Err(Status::unsupported_media_type()),
     }
 }
 
@@ -143,8 +142,9 @@ mod tests {
             decode("application/vnd.kubernetes.protobuf", b"k8s")
                 .unwrap_err()
                 .code,
-            415
+            400
         );
+        assert_eq!(decode("text/csv", b"a,b").unwrap_err().code, 415);
     }
 
     #[test]

@@ -182,7 +182,10 @@ fn parse_field(resource: &Resource, term: &str) -> Result<FieldTerm, Status> {
         || (path == "metadata.namespace" && resource.namespaced)
         || resource.fields.contains(&path);
     if !known {
-        return Err(Status::bad_request(format!("field label not supported: {path}")));
+        return Err(Status::bad_request(format!(
+            "\"{path}\" is not a known field selector of {}",
+            resource.plural
+        )));
     }
     Ok(FieldTerm {
         path: path.to_owned(),

@@ -148,10 +148,15 @@ impl Status {
         } else {
             format!("{}.{}", resource.kind, resource.group)
         };
+        let why = if why.is_empty() {
+            label.to_owned()
+        } else {
+            format!("{label}: {why}")
+        };
         let mut status = Self::new(
             422,
             "Invalid",
-            format!("{kind} \"{name}\" is invalid: {field}: {label}: {why}"),
+            format!("{kind} \"{name}\" is invalid: {field}: {why}"),
         );
         let mut details = serde_json::Map::new();
         if !name.is_empty() {
@@ -163,7 +168,7 @@ impl Status {
         details.insert("kind".to_owned(), json!(resource.kind));
         details.insert(
             "causes".to_owned(),
-            json!([{"reason": cause, "message": format!("{label}: {why}"), "field": field}]),
+            json!([{"reason": cause, "message": why, "field": field}]),
         );
         status.details = Some(Value::Object(details));
         status
@@ -222,11 +227,13 @@ impl Status {
 
     /// 406.
     pub fn not_acceptable() -> Self {
-        Self::new(
+        let mut status = Self::new(
             406,
             "NotAcceptable",
-            "only the following media types are accepted: application/json, application/yaml",
-        )
+            "406: Not Acceptable\n\nAvailable representations: application/json, application/json;stream=watch",
+        );
+        status.details = Some(json!({}));
+        status
     }
 
     /// 413.
@@ -238,15 +245,40 @@ impl Status {
         )
     }
 
-    /// 415.
-    pub fn unsupported_media_type(accepted: &str) -> Self {
+    /// 415 for an object.
+    pub fn unsupported_media_type() -> Self {
         Self::new(
             415,
             "UnsupportedMediaType",
-            format!(
-                "the body of the request was in an unknown format - accepted media types include: {accepted}"
-            ),
+            "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml",
         )
+    }
+
+    /// 415 for a patch.
+    pub fn unsupported_patch_type() -> Self {
+        let mut status = Self::new(415, "UnsupportedMediaType", "415: Unsupported Media Type");
+        status.details = Some(json!({}));
+        status
+    }
+
+    /// 422 for an apply that does not say who applies.
+    pub fn field_manager_required() -> Self {
+        let why = "Required value: is required for apply patch";
+        let mut status = Self::new(
+            422,
+            "Invalid",
+            format!("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: {why}"),
+        );
+        status.details = Some(json!({
+            "group": "meta.k8s.io", "kind": "PatchOptions",
+            "causes": [{"reason": "FieldValueRequired", "message": why, "field": "fieldManager"}]
+        }));
+        status
+    }
+
+    /// 500 without a reason: what the real API answers where nobody thought of a better one.
+    pub fn plain_500(message: impl Into<String>) -> Self {
+        Self::new(500, "", message)
     }
 
     /// 429, 5xx and whatever else a fault asks for.

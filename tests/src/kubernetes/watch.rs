@@ -58,7 +58,7 @@ impl Watch {
             let fields = format!("metadata.name={}", target.name);
             selector = Selector::parse(&RESOURCES[target.resource], query.get("labelSelector"), &fields)?;
         }
-        let asked = list::revision(query)?;
+        let asked = list::revision(query).map_err(|status| Status::plain_500(status.message))?;
         let initial = initial_events(query)?;
         let timeout = query.number("timeoutSeconds").filter(|seconds| *seconds > 0);
         let timeout = timeout.map_or(cluster.watch_timeout, Duration::from_secs);

@@ -41,7 +41,7 @@ impl Cluster {
         check_kind(kind, &value)?;
         place(kind, namespace, &mut value)?;
         if !object::text(&value, "metadata.resourceVersion").is_empty() {
-            return Err(Status::bad_request(
+            return Err(Status::plain_500(
                 "resourceVersion should not be set on objects to be created",
             ));
         }

@@ -11,9 +11,9 @@ mod patches;
 mod surface;
 mod watches;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, path::Path, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::json;
 
 pub use client::{ContractClient, Credential};
@@ -98,6 +98,23 @@ pub async fn check(client: &ContractClient) -> Vec<Outcome> {
     }
     outcomes.push(Outcome::of("remove_the_namespace", objects::remove_namespace(client)).await);
     outcomes
+}
+
+/// Runs every scenario against the server of a kubeconfig, with the pod whose log is read, and returns how many passed.
+///
+/// A fresh server must have been restarted once, or it still knows every revision and nothing is ever too old.
+///
+/// # Errors
+/// When a scenario fails: a line for each.
+pub async fn prove(kubeconfig: &Path, log_pod: Option<(&str, &str)>) -> Result<usize> {
+    let mut client = ContractClient::from_kubeconfig(kubeconfig)?;
+    if let Some((namespace, pod)) = log_pod {
+        client = client.with_log_pod(namespace, pod);
+    }
+    let outcomes = check(&client).await;
+    let failures = failures(&outcomes);
+    ensure!(failures.is_empty(), "{failures}");
+    Ok(outcomes.len())
 }
 
 /// Every outcome that is a failure, in lines; empty when all went well.

@@ -117,8 +117,19 @@ pub(super) async fn refusals_are_status_objects(client: &ContractClient) -> Resu
         .post("/api/v1/configmaps", &json!({"metadata": {"name": "x"}}))
         .await?
         .refused(405, "MethodNotAllowed")?;
-    let unknown = client.get("/api/v1/nosuchthings").await?;
-    ensure!(unknown.code == 404, "{}", unknown.code);
+    let status = client
+        .get("/api/v1/nosuchthings")
+        .await?
+        .refused(404, "NotFound")?;
+    ensure!(status["details"] == json!({}), "{status}");
+    for path in ["/nothing-here", "/apis/no.such.group"] {
+        let unknown = client.get(path).await?;
+        ensure!(
+            unknown.code == 404 && unknown.bytes == b"404 page not found\n",
+            "{path}: {:?}",
+            unknown.bytes
+        );
+    }
 
     let request = client
         .request(Method::GET, &client.core("configmaps"))

@@ -175,6 +175,31 @@ async fn apply_change_and_delete() {
 }
 
 #[tokio::test]
+async fn create_and_ask() {
+    let (simulation, dir) = simulation().await;
+    let dir = dir.path();
+    kubectl(dir, "create namespace mine").await;
+    kubectl(dir, "create configmap a -n mine --from-literal=k=v").await;
+    kubectl(dir, "create secret generic b -n mine --from-literal=k=v").await;
+    kubectl(dir, "create deployment c -n mine --image=x:1 --replicas=2").await;
+    assert_eq!(
+        simulation.get("configmaps", "mine", "a").unwrap()["data"]["k"],
+        "v"
+    );
+    assert_eq!(
+        simulation.get("secrets", "mine", "b").unwrap()["data"]["k"],
+        "dg=="
+    );
+    simulation.step(3);
+    assert_eq!(simulation.list("pods", Some("mine")).len(), 2);
+    assert!(kubectl(dir, "auth whoami").await.contains("admin"));
+    assert_eq!(kubectl(dir, "auth can-i list pods").await, "yes\n");
+    kubectl(dir, "run one -n mine --image=x").await;
+    kubectl(dir, "delete namespace mine").await;
+    assert!(simulation.list("pods", Some("mine")).is_empty());
+}
+
+#[tokio::test]
 async fn get_and_watch() {
     let (simulation, dir) = simulation().await;
     let mut child = command(dir.path(), "get configmaps -n shop -w --output-watch-events")
