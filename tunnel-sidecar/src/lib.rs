@@ -14,7 +14,7 @@
 //!   └──────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! [`core`] receives the desired state; [`spec`] reads it once into typed parts, with [`targets`] and [`never`]
+//! [`core`] receives the desired state; [`spec`] reads it once into typed parts, with [`targets`] and [`mod@never`]
 //! deciding what may be dialled; [`link`] keeps the sessions; [`carrier`] carries each connection; [`status`] is what
 //! everybody outside is told, by [`report`], [`control`], probes and [`metrics`].
 //!
@@ -60,4 +60,24 @@ const OPERATOR_TOKEN: &str = "operator-token";
 /// The token of people and tools, made by this container for itself.
 pub fn operator_token(config: &Config) -> runtime::secret::TokenFile {
     runtime::secret::TokenFile::new(config.private_dir.join(OPERATOR_TOKEN))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_is_pure_stays_pure() {
+        for (name, text) in [
+            ("address", include_str!("address.rs")),
+            ("never", include_str!("never.rs")),
+            ("plan", include_str!("plan.rs")),
+            ("remotes", include_str!("remotes.rs")),
+            ("server", include_str!("server.rs")),
+            ("spec", include_str!("spec.rs")),
+            ("targets", include_str!("targets.rs")),
+        ] {
+            for outside in ["tokio", "Instant", "SystemTime", "std::fs"] {
+                assert!(!text.contains(outside), "{name} must not know {outside}");
+            }
+        }
+    }
 }

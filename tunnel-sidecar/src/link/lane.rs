@@ -22,6 +22,9 @@ use crate::{
     carrier::Carrier, metrics::TunnelMetrics, plan::LaneId, remotes::Listen, spec::Liveness, timing::Timing,
 };
 
+/// An answer that is late while bytes arrive is waited for so many deadlines in all.
+const MOST_DEADLINES: u32 = 6;
+
 /// What a lane tells the manager while it lives.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -154,7 +157,10 @@ impl Run {
         }
     }
 
-    /// Pings for ever; returns the deadline that passed in silence.
+    /// Pings for ever; returns how long the server was silent when it was silent for too long.
+    ///
+    /// An answer may queue behind bulk data on a slow link. While bytes arrive the link is alive, so an answer that
+    /// is late then is waited for, up to a bound.
     async fn watch_pings(&self, session: &Session) -> Duration {
         loop {
             let Liveness {
@@ -162,16 +168,26 @@ impl Run {
                 timeout: deadline,
             } = *self.liveness.borrow();
             let start = Instant::now();
-            match timeout(deadline, session.ping()).await {
-                Ok(Ok(())) => {
-                    let round_trip = start.elapsed();
-                    self.metrics.round_trip.observe(round_trip.as_secs_f64());
-                    self.tell(Event::Pong(round_trip)).await;
+            let ping = session.ping();
+            tokio::pin!(ping);
+            let mut arrived = session.stats().bytes_in;
+            let answer = loop {
+                if let Ok(answer) = timeout(deadline, &mut ping).await {
+                    break answer;
                 }
+                let so_far = session.stats().bytes_in;
+                if so_far == arrived || start.elapsed() >= deadline * MOST_DEADLINES {
+                    return start.elapsed();
+                }
+                arrived = so_far;
+            };
+            if answer.is_err() {
                 // The session is gone; the driver says why.
-                Ok(Err(_)) => return pending().await,
-                Err(_) => return deadline,
+                return pending().await;
             }
+            let round_trip = start.elapsed();
+            self.metrics.round_trip.observe(round_trip.as_secs_f64());
+            self.tell(Event::Pong(round_trip)).await;
             sleep(interval).await;
         }
     }

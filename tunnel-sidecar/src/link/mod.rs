@@ -6,8 +6,8 @@
 //!   Reconnect ─┘  └─► status   channels ──► carrier ──► targets
 //! ```
 //!
-//! All lanes are polled by the manager's one task; what they do between two decisions is in [`lane`], one try at a
-//! session is in [`open`], what its end means is in [`outcomes`], what the world is told is in [`describe`].
+//! All lanes are polled by the manager's one task; what they do between two decisions is in `lane`, one try at a
+//! session is in `open`, what its end means is in `outcomes`, what the world is told is in `describe`.
 
 mod describe;
 mod lane;

@@ -284,3 +284,45 @@ async fn a_user_that_leaves_and_a_target_that_leaves_end_both_sides() {
     tcp.read_to_end(&mut rest).await.ok();
     assert_eq!(chisel.sessions(), 1);
 }
+
+#[tokio::test]
+async fn a_thousand_connections_come_and_go_and_leave_nothing() {
+    let Some(chisel) = Chisel::start().await else {
+        return;
+    };
+    let target = Target::echo().await;
+    let world = World::start(&[("PIPEOPS_TARGET_K8S_PROXY", target.address())]).await;
+    let port = free_port().await;
+    world.core.send(spec(&chisel.url(), &[("a", port, "k8s-proxy")]));
+    world.until_listening(1).await;
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        let mut tcp = user(port).await;
+        echo(&mut tcp, "i").await;
+        idle.push(tcp);
+    }
+    for _ in 0..18 {
+        let batch = (0..50).map(|_| async {
+            let mut tcp = user(port).await;
+            echo(&mut tcp, "hello and goodbye").await;
+        });
+        futures_util::future::join_all(batch).await;
+    }
+    let open = world
+        .until("the busy ones to be gone", |report| {
+            row(report, "a").connections_open == 100
+        })
+        .await;
+    assert_eq!(row(&open, "a").connections_total, 1000);
+    for tcp in &mut idle {
+        echo(tcp, "still here").await;
+    }
+    drop(idle);
+    let report = world
+        .until("all to be gone", |report| row(report, "a").connections_open == 0)
+        .await;
+    assert_eq!(row(&report, "a").bytes_in, 900 * 17 + 100 * 11);
+    assert_eq!(row(&report, "a").bytes_out, row(&report, "a").bytes_in);
+    target.until_open(0).await;
+    assert_eq!(chisel.sessions(), 1);
+}

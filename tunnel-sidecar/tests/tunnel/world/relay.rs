@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
@@ -24,6 +25,8 @@ pub(crate) enum Fault {
     BlackHole,
     /// Only what the server sends vanishes.
     Deaf,
+    /// What the server sends passes at about 1.2 MiB a second.
+    Slow,
 }
 
 /// A relay to one address.
@@ -116,6 +119,10 @@ async fn one_way(
         let read = from.read(&mut buffer).await.unwrap_or(0);
         if faults.wait_for(|fault| !stalls.contains(fault)).await.is_err() || read == 0 {
             return;
+        }
+        let slow = stalls.contains(&Fault::Deaf) && *faults.borrow() == Fault::Slow;
+        if slow {
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         if to.write_all(&buffer[..read]).await.is_err() {
             return;
