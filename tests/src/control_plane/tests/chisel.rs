@@ -179,3 +179,25 @@ async fn its_process_ends_with_the_control_plane() {
     drop(control_plane);
     eventually("chisel to end", async || TcpStream::connect(address).await.err()).await;
 }
+
+#[tokio::test]
+async fn it_keeps_dialling_a_served_proxy_through_its_forward() {
+    let control_plane = with_chisel(|config| config.dial_forward = Some("k8s-proxy".to_owned())).await;
+    let (id, ..) = registered(&control_plane).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap();
+    let mut client = client_of(&control_plane, &status(&control_plane).await, target);
+    let mut last = 0;
+    for _ in 0..2 {
+        let (tcp, _) = tokio::time::timeout(patience(), listener.accept())
+            .await
+            .unwrap()
+            .unwrap();
+        let _socket = tokio_tungstenite::accept_async(tcp).await.unwrap();
+        let link = control_plane.wait_link(&id).await;
+        assert_eq!((link.direction(), link.id() > last), (Direction::ToProxy, true));
+        last = link.id();
+        control_plane.close_links(&id);
+    }
+    client.kill().await.unwrap();
+}

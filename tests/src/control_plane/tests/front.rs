@@ -424,3 +424,56 @@ async fn a_kubeconfig_names_the_front_its_authority_and_its_token() {
         .unwrap();
     assert_eq!(ca, base64(control_plane.ca_pem()));
 }
+
+#[tokio::test]
+async fn a_caller_that_reads_slowly_loses_no_event() {
+    let control_plane = plain().await;
+    let (id, mut peer, _) = Peer::linked(&control_plane).await;
+    let caller = Caller::of(&control_plane, &id);
+    let begin = async {
+        let request = peer.next().await.unwrap();
+        peer.begin(&request).await;
+        request
+    };
+    let path = "/api/v1/pods?watch=true&resourceVersion=1";
+    let (mut events, mut request) = tokio::join!(caller.watch(path), begin);
+    // Nobody reads: buffers of the connection fill first, then the queue of the stream, and then it is ended.
+    let padding = "x".repeat(256 * 1024);
+    let mut sent = 1;
+    loop {
+        sent += 1;
+        peer.chunk(&request, &event("MODIFIED", &format!("{sent}-{padding}"), sent))
+            .await;
+        if let Ok(frame) = tokio::time::timeout(Duration::from_millis(1), peer.next()).await {
+            assert_eq!(frame.unwrap()["method"], "CANCEL");
+            peer.done(&request, "").await;
+            break;
+        }
+        assert!(sent < 1000, "the queue is bounded");
+    }
+    let read_all = async {
+        for want in 2..=sent {
+            let name = events.one().await;
+            assert!(
+                name.starts_with(&format!("MODIFIED {want}-")),
+                "{want}: {}",
+                &name[..20]
+            );
+        }
+    };
+    let go_on = async {
+        request = peer.next().await.unwrap();
+        let from: u32 = request["query"]["resourceVersion"][0]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert!(from < sent, "some events never left the queue");
+        peer.begin(&request).await;
+        for version in from + 1..=sent {
+            peer.chunk(&request, &event("MODIFIED", &format!("{version}-again"), version))
+                .await;
+        }
+    };
+    tokio::join!(read_all, go_on);
+}

@@ -327,3 +327,55 @@ async fn closing_in_order_says_so_to_the_proxy() {
     let ((), code) = tokio::join!(link.close(1001), close);
     assert_eq!((u16::from(code), link.is_open()), (1001, false));
 }
+
+#[tokio::test]
+async fn over_tls_the_proxys_own_client_trusts_the_authority_and_hears_when_to_come_again() {
+    use runtime::websocket::{Connect, ConnectError, connect};
+    let control_plane = start(|config| config.tls = true).await;
+    let url = format!("{}/api/v1/clusters/agent/register", control_plane.api_url());
+    let register = trusting(&control_plane)
+        .post(url)
+        .bearer_auth(TOKEN)
+        .json(&json!({ "agent_id": "a" }));
+    let answer: Value = register.send().await.unwrap().json().await.unwrap();
+    let url: url::Url = answer["proxy_url"].as_str().unwrap().parse().unwrap();
+    assert_eq!(url.scheme(), "wss");
+    let bearer = answer["proxy_token"].as_str().unwrap().into();
+    let dial = async |roots: Option<&[u8]>| {
+        let tls = runtime::tls::client_config(roots, &[]).unwrap();
+        let (bearer, timeout) = (Some(&bearer), patience());
+        connect(Connect {
+            url: &url,
+            bearer,
+            subprotocol: None,
+            tls,
+            timeout,
+            max_message: 1024,
+        })
+        .await
+    };
+    assert!(
+        matches!(dial(None).await, Err(ConnectError::Tls(_))),
+        "nobody knows this authority"
+    );
+    control_plane.refuse(
+        Route::ProxyDial,
+        Answer::status(503).retry_after(7),
+        Times::Count(1),
+    );
+    match dial(Some(control_plane.ca_pem().as_bytes())).await {
+        Err(ConnectError::Refused {
+            status, retry_after, ..
+        }) => {
+            assert_eq!(
+                (status.as_u16(), retry_after),
+                (503, Some(Duration::from_secs(7)))
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    let _socket = dial(Some(control_plane.ca_pem().as_bytes())).await.unwrap();
+    control_plane
+        .wait_link(answer["cluster_id"].as_str().unwrap())
+        .await;
+}
