@@ -95,7 +95,7 @@ pub(crate) async fn send(
         }
         last.insert(kind, now);
         let namespace = pod.namespace.as_deref().unwrap_or(&namespace);
-        let event = event(kind, message, namespace, name, pod.uid.as_deref());
+        let event = event(kind, &message, namespace, name, pod.uid.as_deref());
         if let Err(error) = door.create_event(namespace, &event).await {
             debug!(%error, ?kind, "an event could not be written");
         }
@@ -120,7 +120,8 @@ pub(crate) async fn watch(hub: Hub, events: Events, supervisor: Supervisor) {
             (None | Some(false), Some(true)) => events.emit(EventKind::TunnelUp, "the tunnel is connected"),
             _ => {}
         }
-        tunnel = connected.or(tunnel.filter(|_| hub.agent_state().containers.iter().any(|c| c.known)));
+        // An idle or silent tunnel is neither up nor down: what counts is what it was before.
+        tunnel = connected.or(tunnel);
         let known = hub.proxy_known();
         if proxy && !known && started.elapsed() >= PATIENCE {
             events.emit(
@@ -132,7 +133,7 @@ pub(crate) async fn watch(hub: Hub, events: Events, supervisor: Supervisor) {
     }
 }
 
-fn event(kind: EventKind, message: String, namespace: &str, pod: &str, uid: Option<&str>) -> Event {
+fn event(kind: EventKind, message: &str, namespace: &str, pod: &str, uid: Option<&str>) -> Event {
     let now = Timestamp::try_from(SystemTime::now()).unwrap_or(Timestamp::UNIX_EPOCH);
     let id = hex(&rand::random::<[u8; 8]>());
     Event {

@@ -177,19 +177,17 @@ fn count(items: usize, meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Li
 
 /// A 404 counts as such only with the apiserver's own reason: a proxy in between has a 404 of its own.
 fn classify(error: Error) -> DoorError {
-    match error {
-        Error::Api(status) if status.code == 409 => DoorError::Conflict,
-        Error::Api(status) if status.code == 404 && status.reason != "NotFound" => DoorError::Unreachable(
-            format!("404 that is not the apiserver's: {}", one_line(&status.message)),
-        ),
-        Error::Api(status) if status.code >= 500 => {
-            DoorError::Unreachable(format!("{}: {}", status.code, one_line(&status.message)))
+    let Error::Api(status) = error else {
+        return DoorError::Unreachable(one_line(&chain(&error)));
+    };
+    let message = one_line(&status.message);
+    match status.code {
+        409 => DoorError::Conflict,
+        404 if status.reason != "NotFound" => {
+            DoorError::Unreachable(format!("404 that is not the apiserver's: {message}"))
         }
-        Error::Api(status) => DoorError::Refused {
-            code: status.code,
-            message: one_line(&status.message),
-        },
-        other => DoorError::Unreachable(one_line(&chain(&other))),
+        code if code >= 500 => DoorError::Unreachable(format!("{code}: {message}")),
+        code => DoorError::Refused { code, message },
     }
 }
 

@@ -199,7 +199,7 @@ fn forwards(reader: &mut Reader<'_>, items: Vec<Value>) -> Vec<ForwardConfig> {
         };
         let name = text(&mut map, "name");
         let target = text(&mut map, "local_addr").or_else(|| text(&mut map, "target"));
-        let port = map.remove("remote_port").unwrap_or(Value::from(0));
+        let port = map.remove("remote_port").unwrap_or_else(|| Value::from(0));
         let port = port
             .as_u64()
             .or_else(|| port.as_str()?.parse().ok())

@@ -16,7 +16,7 @@ use super::App;
 pub(super) async fn operator(State(app): State<App>, request: Request, next: Next) -> Response {
     match admit(&app, &request, false) {
         Ok(()) => next.run(request).await,
-        Err(refusal) => refusal,
+        Err(refusal) => *refusal,
     }
 }
 
@@ -24,11 +24,11 @@ pub(super) async fn operator(State(app): State<App>, request: Request, next: Nex
 pub(super) async fn control_plane(State(app): State<App>, request: Request, next: Next) -> Response {
     match admit(&app, &request, true) {
         Ok(()) => next.run(request).await,
-        Err(refusal) => refusal,
+        Err(refusal) => *refusal,
     }
 }
 
-fn admit(app: &App, request: &Request, control_plane: bool) -> Result<(), Response> {
+fn admit(app: &App, request: &Request, control_plane: bool) -> Result<(), Box<Response>> {
     let headers = request.headers();
     if let Some(token) = bearer(headers) {
         let digest = sha256(token.as_bytes());
@@ -44,7 +44,7 @@ fn admit(app: &App, request: &Request, control_plane: bool) -> Result<(), Respon
         // A browser sends the cookie by itself, so the request must show that our own page made it.
         app.guard
             .check(headers, request.uri())
-            .map_err(|error| error.into_response())?;
+            .map_err(|error| Box::new(error.into_response()))?;
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         if reads || dashboard::has_csrf_header(headers) {
             return Ok(());
@@ -75,12 +75,12 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
-fn refuse(error: &str) -> Response {
+fn refuse(error: &str) -> Box<Response> {
     let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
-    (
+    let refusal = (
         StatusCode::UNAUTHORIZED,
         challenge,
         Json(json!({ "error": error })),
-    )
-        .into_response()
+    );
+    Box::new(refusal.into_response())
 }

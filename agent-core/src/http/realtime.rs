@@ -39,10 +39,11 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    pub(super) fn take(app: &App, gauge: &IntGauge) -> Result<Self, Response> {
+    pub(super) fn take(app: &App, gauge: &IntGauge) -> Result<Self, Box<Response>> {
         let Ok(permit) = app.realtime.clone().try_acquire_owned() else {
             let error = "all streams are taken; see realtime.max_connections";
-            return Err((StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": error }))).into_response());
+            let full = (StatusCode::SERVICE_UNAVAILABLE, Json(json!({ "error": error })));
+            return Err(Box::new(full.into_response()));
         };
         gauge.inc();
         Ok(Self {
@@ -61,7 +62,7 @@ impl Drop for Seat {
 pub(super) async fn events(State(app): State<App>) -> Response {
     let seat = match Seat::take(&app, &app.web.hub.metrics().sse) {
         Ok(seat) => seat,
-        Err(full) => return full,
+        Err(full) => return *full,
     };
     let keep_alive = KeepAlive::new().interval(app.web.config.sse_heartbeat);
     Sse::new(updates(app, seat))

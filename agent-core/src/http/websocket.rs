@@ -51,7 +51,7 @@ pub(super) async fn upgrade(State(app): State<App>, mut request: Request) -> Res
     };
     let seat = match Seat::take(&app, &app.web.hub.metrics().websockets) {
         Ok(seat) => seat,
-        Err(full) => return full,
+        Err(full) => return *full,
     };
     let upgraded = hyper::upgrade::on(&mut request);
     let supervisor = app.web.supervisor.clone();
@@ -93,8 +93,8 @@ async fn serve(app: App, upgraded: OnUpgrade) {
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
     let mut socket = WebSocketStream::from_raw_socket(io, Role::Server, Some(limits)).await;
-    let first = message("status", status::health_value(&app.web.hub));
-    if !send(&mut socket, first).await {
+    let first = message("status", &status::health_value(&app.web.hub));
+    if !send(&mut socket, &first).await {
         return;
     }
     loop {
@@ -120,7 +120,7 @@ async fn serve(app: App, upgraded: OnUpgrade) {
                 return;
             }
         };
-        if !send(&mut socket, answer).await {
+        if !send(&mut socket, &answer).await {
             return;
         }
     }
@@ -131,15 +131,15 @@ fn answer(app: &App, text: &[u8]) -> Value {
     let kind = request.get("type").and_then(Value::as_str).unwrap_or_default();
     seeds::answer(app, kind).unwrap_or_else(|| {
         let error = format!("messages of type {:?} are not supported", one_line(kind));
-        message("error", json!({ "error": error }))
+        message("error", &json!({ "error": error }))
     })
 }
 
-fn message(kind: &str, data: Value) -> Value {
+fn message(kind: &str, data: &Value) -> Value {
     json!({ "type": kind, "timestamp": status::now(), "data": data })
 }
 
-async fn send<S>(socket: &mut WebSocketStream<S>, message: Value) -> bool
+async fn send<S>(socket: &mut WebSocketStream<S>, message: &Value) -> bool
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {

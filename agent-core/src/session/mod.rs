@@ -160,7 +160,7 @@ impl Session {
                 }
             }
             Event::Loaded { cluster, current } => self.loaded(now, cluster, current),
-            Event::Registered { cluster } => self.registered(now, cluster),
+            Event::Registered { cluster } => self.registered(now, &cluster),
             Event::RegistrationRefused { sentence } => self.registration_refused(now, sentence),
             Event::RegistrationFailed { reason, retry_after } => {
                 self.registering = false;
@@ -174,7 +174,7 @@ impl Session {
                 }
             }
             Event::BeatAccepted => self.beat_accepted(now),
-            Event::BeatRefused { reason } => self.beat_refused(now, reason),
+            Event::BeatRefused { reason } => self.beat_refused(now, &reason),
             Event::BeatFailed { reason, retry_after } => self.beat_failed(now, &reason, retry_after),
             Event::TokenChanged => match self.phase {
                 Phase::Refused | Phase::Unregistered | Phase::Registering => {
@@ -264,13 +264,13 @@ impl Session {
         }
     }
 
-    fn registered(&mut self, now: Duration, cluster: String) {
+    fn registered(&mut self, now: Duration, cluster: &str) {
         self.registering = false;
         self.registration_due = None;
         self.backoff.reset();
         let recovering = matches!(self.phase, Phase::Registering | Phase::Refused) && self.cluster.is_some();
         self.unproven |= recovering;
-        self.cluster = Some(cluster.clone());
+        self.cluster = Some(cluster.to_owned());
         if self.phase != Phase::Draining {
             self.failures = 0;
             self.beat_due = Some(now);
@@ -316,7 +316,7 @@ impl Session {
         }
     }
 
-    fn beat_refused(&mut self, now: Duration, reason: String) {
+    fn beat_refused(&mut self, now: Duration, reason: &str) {
         if !matches!(self.phase, Phase::Active | Phase::Lapsed) {
             return;
         }

@@ -54,7 +54,7 @@ pub(crate) fn write(path: &Path, stored: &Stored) -> io::Result<()> {
     let dir = path
         .parent()
         .filter(|dir| !dir.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+        .unwrap_or_else(|| Path::new("."));
     fs::create_dir_all(dir)?;
     let draft = path.with_extension(format!("new-{}", hex(&rand::random::<[u8; 6]>())));
     let written = write_new(&draft, &render(stored)).and_then(|()| fs::rename(&draft, path));

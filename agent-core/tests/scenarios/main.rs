@@ -5,7 +5,6 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    clippy::missing_docs_in_private_items,
     reason = "doubles and helpers of tests: a panic is how a test fails, and their tasks end with the test"
 )]
 
