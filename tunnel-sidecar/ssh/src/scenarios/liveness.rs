@@ -180,7 +180,7 @@ async fn a_peer_that_reads_nothing_is_not_read() {
     let mut sent = 0;
     // The clock moves only when everything stands still.
     let stuck = async {
-        loop {
+        while sent < 1_000_000 {
             let pings: Vec<u8> = (0..1000)
                 .flat_map(|_| running.double.sealed(b"\x50\0\0\0\x04ping\x01"))
                 .collect();
@@ -236,4 +236,43 @@ async fn all_writers_get_their_turn() {
         }
     }
     assert!(running.double.is_quiet().await);
+}
+
+/// Writers that stood in the row for room, and gave up without closing their channels, hold up nobody behind them.
+#[tokio::test(start_paused = true)]
+async fn writers_that_gave_up_waiting_hold_up_nobody() {
+    let mut running = running(config()).await;
+    let mut channels = Vec::new();
+    for peer in 0..60 {
+        channels.push(running.channel(peer).await.1);
+    }
+    let give_up = std::sync::Arc::new(tokio::sync::Notify::new());
+    for (peer, mut channel) in channels.into_iter().enumerate() {
+        let give_up = std::sync::Arc::clone(&give_up);
+        tokio::spawn(async move {
+            let data = vec![7; 300_000];
+            if peer < 50 {
+                tokio::select! {
+                    _ = channel.write_all(&data) => {}
+                    () = give_up.notified() => {}
+                }
+            } else {
+                channel.write_all(&data).await.unwrap();
+            }
+            // Kept open to the end of the test.
+            std::future::pending::<()>().await;
+        });
+    }
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+    }
+    give_up.notify_waiters();
+    let mut received = 0;
+    while received < 10 * 300_000 {
+        let message = running.double.receive().await;
+        assert_eq!(message[0], msg::CHANNEL_DATA);
+        if u32::from_be_bytes(message[1..5].try_into().unwrap()) >= 50 {
+            received += message.len() - 9;
+        }
+    }
 }
