@@ -83,6 +83,20 @@ pub struct Lab {
     dir: TempDir,
 }
 
+impl Drop for Lab {
+    /// A scenario that failed leaves what the processes said: printed when it panicked, and kept as files when
+    /// `PIPEOPS_KEEP_LABS` is set.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", self.pod.logs());
+        }
+        if std::env::var_os("PIPEOPS_KEEP_LABS").is_some() {
+            self.dir.disable_cleanup(true);
+            println!("kept: {}", self.dir.path().display());
+        }
+    }
+}
+
 impl Lab {
     /// Control plane and cluster run, the pod is prepared and not started.
     ///

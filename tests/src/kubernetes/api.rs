@@ -302,6 +302,7 @@ fn serve(
             Ok(match negotiate::form(&call.headers)? {
                 Form::Json => Answer::Json(200, stored.json()),
                 Form::Table => Answer::Object(200, table::of_one(kind, &stored, cluster.clock.now())),
+                Form::Metadata => Answer::Object(200, negotiate::metadata_only(&stored.json())),
             })
         }
         ("list", _) => {
@@ -317,6 +318,7 @@ fn serve(
             Ok(match form {
                 Form::Json => Answer::Json(200, list::render(kind, &page)),
                 Form::Table => Answer::Object(200, table::of_page(kind, &page, cluster.clock.now())),
+                Form::Metadata => Answer::Object(200, negotiate::metadata_only(&list::render(kind, &page))),
             })
         }
         ("watch", _) => {

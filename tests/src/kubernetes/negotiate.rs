@@ -19,6 +19,25 @@ pub enum Form {
     Json,
     /// Rows for people, as kubectl asks for them.
     Table,
+    /// `PartialObjectMetadata`: nothing but names, labels and the like.
+    Metadata,
+}
+
+/// What is left of a JSON object, or of each item of a list, when only metadata is asked for.
+pub fn metadata_only(json: &[u8]) -> Value {
+    let mut value: Value = serde_json::from_slice(json).unwrap_or_default();
+    let reduce = |object: &Value| {
+        let version = "meta.k8s.io/v1";
+        serde_json::json!({"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": object["metadata"]})
+    };
+    let Some(items) = value.get("items").and_then(Value::as_array) else {
+        return reduce(&value);
+    };
+    let items: Vec<Value> = items.iter().map(reduce).collect();
+    value["kind"] = "PartialObjectMetadataList".into();
+    value["apiVersion"] = "meta.k8s.io/v1".into();
+    value["items"] = items.into();
+    value
 }
 
 /// The first form that we have, in the order of the client.
@@ -45,6 +64,7 @@ fn one_form(range: &str) -> Option<Form> {
     for (key, value) in parts.filter_map(|part| part.split_once('=')) {
         match (key, value) {
             ("as", "Table") => form = Form::Table,
+            ("as", "PartialObjectMetadata" | "PartialObjectMetadataList") => form = Form::Metadata,
             ("as", _) => return None,
             _ => {}
         }
@@ -121,6 +141,8 @@ mod tests {
     fn the_order_of_the_client_decides() {
         let kubectl = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json";
         assert_eq!(accept(kubectl), Ok(Form::Table));
+        let counts = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+        assert_eq!(accept(counts), Ok(Form::Metadata));
         assert_eq!(
             accept("application/vnd.kubernetes.protobuf,application/json"),
             Ok(Form::Json)

@@ -10,7 +10,7 @@ use super::{
     body::Source,
     cluster::Cluster,
     list,
-    negotiate::Form,
+    negotiate::{self, Form},
     resources::RESOURCES,
     route::{Query, Target},
     selector::Selector,
@@ -131,6 +131,10 @@ impl Watch {
     fn line(&self, kind: &str, stored: &Stored) -> Bytes {
         match self.form {
             Form::Json => event_line(kind, &stored.json()),
+            Form::Metadata => {
+                let reduced = negotiate::metadata_only(&stored.json());
+                event_line(kind, reduced.to_string().as_bytes())
+            }
             Form::Table => {
                 let table = table::of_one(&RESOURCES[self.target.resource], stored, self.cluster.clock.now());
                 event_line(kind, table.to_string().as_bytes())
@@ -147,6 +151,10 @@ impl Watch {
         let object = json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata});
         match self.form {
             Form::Json => event_line("BOOKMARK", object.to_string().as_bytes()),
+            Form::Metadata => {
+                let reduced = negotiate::metadata_only(object.to_string().as_bytes());
+                event_line("BOOKMARK", reduced.to_string().as_bytes())
+            }
             Form::Table => {
                 let table = table::bookmark(kind, &object, self.cursor);
                 event_line("BOOKMARK", table.to_string().as_bytes())
