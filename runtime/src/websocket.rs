@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{self, client::IntoClientRequest as _, protocol::WebSocketConfig},
@@ -92,6 +93,20 @@ pub fn config(max_message: usize) -> WebSocketConfig {
 /// # Errors
 /// See [`ConnectError`].
 pub async fn connect(to: Connect<'_>) -> Result<WebSocketStream<MaybeTls>, ConnectError> {
+    connect_over(to, |stream| stream).await
+}
+
+/// Connects with something of the caller's, for example a watchdog, between the socket and the WebSocket.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub async fn connect_over<S>(
+    to: Connect<'_>,
+    wrap: impl FnOnce(MaybeTls) -> S,
+) -> Result<WebSocketStream<S>, ConnectError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let url = to.url;
     let secure = match url.scheme() {
         "ws" => false,
@@ -127,7 +142,7 @@ pub async fn connect(to: Connect<'_>) -> Result<WebSocketStream<MaybeTls>, Conne
             .headers_mut()
             .insert(header::SEC_WEBSOCKET_PROTOCOL, value);
     }
-    let upgrade = client_async_with_config(request, stream, Some(config(to.max_message)));
+    let upgrade = client_async_with_config(request, wrap(stream), Some(config(to.max_message)));
     match tokio::time::timeout(to.timeout, upgrade).await {
         Err(_) => Err(ConnectError::Timeout {
             url: url.clone(),

@@ -1,0 +1,333 @@
+//! The HTTP and HTTPS doors: `ANY /api/k8s/<kubernetes path>`, pass-through of the apiserver's own paths, and the
+//! served WebSockets. HTTP/1.1 and h2; bodies stream both ways.
+
+use std::{
+    convert::Infallible,
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context as TaskContext, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+};
+use runtime::supervise::Supervisor;
+use rustls::ServerConfig;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, warn};
+
+use super::{
+    gate::Gate,
+    served,
+    watchdog::{WRITE_LIMIT, Watchdog},
+};
+use crate::{
+    engine::{AnswerEnd, Ask, Engine, EngineBody},
+    path,
+    shared::Shared,
+    status::Failure,
+    streams::{Cancel, CancelReason},
+    upstream::{BoxError, RequestBody, Supervised},
+};
+
+/// Where the Kubernetes API hangs for callers of the seeds.
+const PREFIX: &str = "/api/k8s";
+/// The apiserver's own paths that are passed through.
+const ROOTS: [&str; 8] = [
+    "/api", "/apis", "/version", "/openapi", "/healthz", "/readyz", "/livez", "/metrics",
+];
+const METHODS: [Method; 7] = [
+    Method::GET,
+    Method::POST,
+    Method::PUT,
+    Method::PATCH,
+    Method::DELETE,
+    Method::HEAD,
+    Method::OPTIONS,
+];
+
+/// Head of a request; a slow client costs a connection and no more.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// A caller that does not finish its TLS handshake.
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Small bodies are taken in whole, so that they can be sent again with a newer token.
+const SMALL_BODY: u64 = 64 * 1024;
+/// A head must fit in; large tokens and many groups do.
+const H1_BUFFER: usize = 64 * 1024;
+const H2_HEADER_LIST: u32 = 256 * 1024;
+const H2_STREAMS: u32 = 250;
+const H2_STREAM_WINDOW: u32 = 256 * 1024;
+const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+const H2_SEND_BUFFER: usize = 64 * 1024;
+/// Accepting again after an error such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// One door.
+#[derive(Clone, Debug)]
+pub struct Door {
+    /// `http` or `https`.
+    pub name: Arc<str>,
+    /// Carries out the calls.
+    pub engine: Engine,
+    /// Says who may come in.
+    pub gate: Gate,
+    /// For served WebSockets.
+    pub shared: Shared,
+    /// Owns the connections.
+    pub supervisor: Supervisor,
+    /// TLS, for the HTTPS door.
+    pub tls: Option<Arc<ServerConfig>>,
+}
+
+/// Accepts until the drain.
+///
+/// # Errors
+/// Never at present; connections fail alone.
+pub async fn serve(listener: TcpListener, door: Door) -> Result<(), io::Error> {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = door.supervisor.draining() => return Ok(()),
+        };
+        match accepted {
+            Ok((tcp, _)) => {
+                tcp.set_nodelay(true).ok();
+                let task = connection(tcp, door.clone());
+                door.supervisor.spawn("door connection", task);
+            }
+            Err(error) => {
+                warn!(door = %door.name, %error, "cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(tcp: TcpStream, door: Door) {
+    let Some(tls) = door.tls.clone() else {
+        return speak(tcp, door).await;
+    };
+    match timeout(TLS_TIMEOUT, TlsAcceptor::from(tls).accept(tcp)).await {
+        Ok(Ok(stream)) => speak(stream, door).await,
+        Ok(Err(error)) => debug!(door = %door.name, %error, "TLS failed"),
+        Err(_) => debug!(door = %door.name, "TLS took too long"),
+    }
+}
+
+async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, door: Door) {
+    let mut builder = Builder::new(Supervised(door.supervisor.clone()));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(H1_BUFFER);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(H2_HEADER_LIST)
+        .max_concurrent_streams(H2_STREAMS)
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_send_buf_size(H2_SEND_BUFFER)
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .keep_alive_timeout(Duration::from_secs(20));
+    let service = {
+        let door = door.clone();
+        service_fn(move |request| {
+            let door = door.clone();
+            async move { Ok::<_, Infallible>(door.answer(request).await) }
+        })
+    };
+    let mut served = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    let result = tokio::select! {
+        result = served.as_mut() => result,
+        () = door.supervisor.draining() => {
+            served.as_mut().graceful_shutdown();
+            tokio::select! { result = served.as_mut() => result, () = door.supervisor.cut() => Ok(()) }
+        }
+    };
+    if let Err(error) = result {
+        debug!(door = %door.name, error, "a connection ended");
+    }
+}
+
+impl Door {
+    async fn answer(&self, request: Request<Incoming>) -> Response<DoorBody> {
+        match self.route(request).await {
+            Ok(response) => response,
+            Err(failure) => {
+                self.engine
+                    .metrics()
+                    .refused
+                    .with_label_values(&[failure.cause])
+                    .inc();
+                failure.response(DoorBody::Full(Bytes::from(failure.json())))
+            }
+        }
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Result<Response<DoorBody>, Failure> {
+        if let Some(name) = served::door_name(request.uri().path()) {
+            return self.upgrade(name, request);
+        }
+        let kubernetes = kubernetes_path(request.uri().path()).ok_or_else(|| {
+            let sentence = "not served here: use /api/k8s/<path>, or a path of the Kubernetes API";
+            Failure::new(StatusCode::NOT_FOUND, "no_route", sentence)
+        })?;
+        let admitted = self.gate.admit_http(request.headers())?;
+        if !METHODS.contains(request.method()) {
+            return Err(Failure::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method",
+                "this method is not one of Kubernetes'",
+            ));
+        }
+        let uri = path::join(kubernetes, request.uri().query())
+            .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, "path", error.to_string()))?;
+        let (parts, body) = request.into_parts();
+        let ask = Ask {
+            door: Arc::clone(&self.name),
+            caller: admitted.caller,
+            request_id: String::new(),
+            method: parts.method,
+            uri,
+            headers: parts.headers,
+            authorization: admitted.authorization,
+            body: take_body(body).await?,
+            rewatch_clean_end: false,
+            cancel: Cancel::default(),
+        };
+        Ok(self
+            .engine
+            .call(ask)
+            .await
+            .map(|body| DoorBody::Engine(Box::new(body))))
+    }
+
+    fn upgrade(&self, name: &'static str, request: Request<Incoming>) -> Result<Response<DoorBody>, Failure> {
+        let caller = self.gate.admit_websocket(request.headers())?;
+        let accept = served::accept_key(&request)?;
+        let context = served::context(self, name, caller);
+        let supervisor = self.supervisor.clone();
+        supervisor.spawn("frame connection", async move {
+            match hyper::upgrade::on(request).await {
+                Ok(upgraded) => {
+                    served::run(Watchdog::new(TokioIo::new(upgraded), WRITE_LIMIT), context).await
+                }
+                Err(error) => debug!(%error, "a WebSocket did not come about"),
+            }
+        });
+        Ok(served::switching(&accept, DoorBody::Full(Bytes::new())))
+    }
+}
+
+/// The Kubernetes path behind a path of ours.
+fn kubernetes_path(path: &str) -> Option<&str> {
+    let below = |root: &str| {
+        path.strip_prefix(root)
+            .filter(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    if let Some(rest) = below(PREFIX) {
+        return Some(if rest.is_empty() { "/" } else { rest });
+    }
+    ROOTS.iter().any(|root| below(root).is_some()).then_some(path)
+}
+
+async fn take_body(body: Incoming) -> Result<RequestBody, Failure> {
+    if body.is_end_stream() {
+        return Ok(RequestBody::Full(Bytes::new()));
+    }
+    if body.size_hint().exact().is_some_and(|size| size <= SMALL_BODY) {
+        let whole = body.collect().await.map_err(|error| {
+            Failure::new(
+                StatusCode::BAD_REQUEST,
+                "body",
+                format!("the request body did not arrive: {error}"),
+            )
+        })?;
+        return Ok(RequestBody::Full(whole.to_bytes()));
+    }
+    Ok(RequestBody::Stream(body.map_err(BoxError::from).boxed_unsync()))
+}
+
+/// What goes back through an HTTP door.
+#[derive(Debug)]
+pub enum DoorBody {
+    /// A refusal.
+    Full(Bytes),
+    /// An answer of the engine.
+    Engine(Box<EngineBody>),
+}
+
+impl Body for DoorBody {
+    type Data = Bytes;
+    type Error = AnswerEnd;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerEnd>>> {
+        match self.get_mut() {
+            Self::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Engine(body) => Poll::Ready(match ready!(Pin::new(body.as_mut()).poll_frame(cx)) {
+                // Between two events a watch may end at any time; its client opens it again. Anything else that is
+                // cut short must look cut short.
+                Some(Err(AnswerEnd::Cancelled(CancelReason::Draining))) if body.is_events() => None,
+                frame => frame,
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Engine(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Engine(body) => body.size_hint(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_lead_to_kubernetes_or_nowhere() {
+        for (path, expected) in [
+            ("/api/k8s/api/v1/pods", Some("/api/v1/pods")),
+            ("/api/k8s", Some("/")),
+            ("/api/k8s/", Some("/")),
+            ("/api/k8sx", Some("/api/k8sx")),
+            ("/api/v1/pods", Some("/api/v1/pods")),
+            ("/api", Some("/api")),
+            ("/apis/apps/v1", Some("/apis/apps/v1")),
+            ("/version", Some("/version")),
+            ("/versionx", None),
+            ("/", None),
+            ("/logs", None),
+            ("/dashboard", None),
+        ] {
+            assert_eq!(kubernetes_path(path), expected, "{path}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The body of an answer on its way to the door.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::atomic::Ordering::Relaxed,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use super::{ticket::Ticket, watch::WatchBody};
+use crate::{streams::CancelReason, upstream::AnswerBody};
+
+/// Why an answer ended before its end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AnswerEnd {
+    /// It was ended from outside.
+    #[error("{}", .0.sentence())]
+    Cancelled(CancelReason),
+    /// The apiserver's side failed.
+    #[error("{0}")]
+    Upstream(String),
+}
+
+/// Where the bytes come from.
+#[derive(Debug)]
+pub(crate) enum Inner {
+    /// They are all here.
+    Full(Bytes),
+    /// Straight from the apiserver.
+    Plain(Box<AnswerBody>),
+    /// Whole watch events.
+    Watch(Box<WatchBody>),
+}
+
+impl Inner {
+    pub(crate) fn full(body: Vec<u8>) -> Self {
+        Self::Full(Bytes::from(body))
+    }
+}
+
+/// The body a door sends on. Dropping it cancels the call; its end writes the audit record.
+pub struct EngineBody {
+    inner: Inner,
+    ticket: Ticket,
+    cancelled: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    over: bool,
+}
+
+impl fmt::Debug for EngineBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineBody")
+            .field("inner", &self.inner)
+            .field("over", &self.over)
+            .finish_non_exhaustive()
+    }
+}
+
+impl EngineBody {
+    pub(super) fn new(inner: Inner, ticket: Ticket) -> Self {
+        let cancelled = match &inner {
+            Inner::Full(_) => None,
+            Inner::Plain(_) | Inner::Watch(_) => ticket.cancel().map(|cancel| Box::pin(cancel.cancelled())),
+        };
+        Self {
+            inner,
+            ticket,
+            cancelled,
+            over: false,
+        }
+    }
+
+    /// Whether each piece is one whole watch event.
+    pub fn is_events(&self) -> bool {
+        matches!(self.inner, Inner::Watch(_))
+    }
+
+    fn end(&mut self, word: &'static str) {
+        self.over = true;
+        self.ticket.end = word;
+    }
+}
+
+impl Body for EngineBody {
+    type Data = Bytes;
+    type Error = AnswerEnd;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerEnd>>> {
+        let this = self.get_mut();
+        if this.over {
+            return Poll::Ready(None);
+        }
+        if let Some(cancelled) = &mut this.cancelled
+            && cancelled.as_mut().poll(cx).is_ready()
+        {
+            let reason = this
+                .ticket
+                .cancel()
+                .and_then(|cancel| cancel.reason())
+                .unwrap_or(CancelReason::Caller);
+            this.end(reason.word());
+            // The apiserver's side is closed now, not when the door gets round to dropping us.
+            this.inner = Inner::Full(Bytes::new());
+            return Poll::Ready(Some(Err(AnswerEnd::Cancelled(reason))));
+        }
+        let frame = match &mut this.inner {
+            Inner::Full(bytes) if bytes.is_empty() => None,
+            Inner::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+            Inner::Plain(body) => {
+                let frame = ready!(Pin::new(body.as_mut()).poll_frame(cx));
+                frame.map(|frame| frame.map_err(|error| runtime::supervise::chain(&error)))
+            }
+            Inner::Watch(watch) => ready!(watch.poll_event(cx)).map(|event| Ok(Frame::data(event))),
+        };
+        match frame {
+            None => {
+                let word = match &this.inner {
+                    Inner::Watch(watch) => watch.end_word(),
+                    Inner::Full(_) | Inner::Plain(_) => this.ticket.end_if_complete(),
+                };
+                this.end(word);
+                Poll::Ready(None)
+            }
+            Some(Ok(frame)) => {
+                let len = frame.data_ref().map_or(0, Bytes::len);
+                this.ticket.bytes += len as u64;
+                if let Some(stream) = this.ticket.stream() {
+                    stream.bytes.fetch_add(len as u64, Relaxed);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                this.end("upstream_lost");
+                Poll::Ready(Some(Err(AnswerEnd::Upstream(error))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Full(bytes) => bytes.is_empty(),
+            Inner::Plain(body) => self.over || body.is_end_stream(),
+            Inner::Watch(_) => self.over,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Inner::Plain(body) => body.size_hint(),
+            Inner::Watch(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for EngineBody {
+    fn drop(&mut self) {
+        // A body that reports its end in advance is not asked again.
+        if !self.over && self.is_end_stream() {
+            let word = self.ticket.end_if_complete();
+            self.end(word);
+        }
+    }
+}

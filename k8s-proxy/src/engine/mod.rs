@@ -1,0 +1,386 @@
+//! One engine behind all doors.
+//!
+//! ```text
+//!  door ─► Ask ─► path ─► stream table ─► credential mode ─► policy ─► upstream ─► answer ─► back through the door
+//!                 400/404   429             401/403            403       502/504     │
+//!                                                              audit record ◄────────┘ when the answer is over
+//! ```
+//!
+//! A refusal is an answer too: a Kubernetes `Status`. Bodies are pulled by the door and come straight from the
+//! apiserver's connection; dropping one cancels the call.
+
+pub mod body;
+pub mod credential;
+mod ticket;
+mod watch;
+
+use std::{sync::Arc, time::Duration};
+
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri,
+    header::{self, AUTHORIZATION},
+    uri::PathAndQuery,
+};
+use runtime::{supervise::chain, trace};
+use tokio::time::{Instant, timeout};
+use tracing::{Instrument as _, field, info_span};
+
+pub use body::{AnswerEnd, EngineBody};
+use ticket::Ticket;
+
+use crate::{
+    audit::Audit,
+    headers,
+    identity::Caller,
+    metrics::ProxyMetrics,
+    policy::{Decision, Policy, Subject},
+    shared::Shared,
+    status::Failure,
+    streams::{Cancel, NewStream, StreamTable},
+    target::Target,
+    upstream::{AnswerBody, Class, RequestBody, Upstream, UpstreamError},
+};
+
+/// One call as a door hands it in.
+#[derive(Debug)]
+pub struct Ask {
+    /// The door, for audit and metrics: one of few names.
+    pub door: Arc<str>,
+    /// Who was let in.
+    pub caller: Arc<Caller>,
+    /// The caller's id of the call, where the protocol has one.
+    pub request_id: String,
+    /// HTTP method.
+    pub method: Method,
+    /// Checked path and query of the Kubernetes API.
+    pub uri: PathAndQuery,
+    /// The caller's headers, not cleaned yet.
+    pub headers: HeaderMap,
+    /// The caller's own Kubernetes credential, where the door lets one through.
+    pub authorization: Option<HeaderValue>,
+    /// The body.
+    pub body: RequestBody,
+    /// Whether a watch that the apiserver ends by itself is opened again.
+    pub rewatch_clean_end: bool,
+    /// Ends the call from outside.
+    pub cancel: Cancel,
+}
+
+/// Marks an answer that is ours and not the apiserver's.
+#[derive(Clone, Debug)]
+pub struct Ours(pub Failure);
+
+/// Settings of the engine.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineSettings {
+    /// How long the head of an ordinary answer may take.
+    pub head_timeout: Duration,
+}
+
+/// The engine; clones share it.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) streams: StreamTable,
+    pub(crate) upstream: Upstream,
+    pub(crate) metrics: ProxyMetrics,
+    pub(crate) audit: Audit,
+    pub(crate) shared: Shared,
+    settings: EngineSettings,
+}
+
+/// How to send a call: its cleaned headers and whose credential it carries.
+#[derive(Clone, Debug)]
+pub(crate) struct Sendable {
+    pub(crate) method: Method,
+    pub(crate) headers: HeaderMap,
+    /// Whether our own token goes with it.
+    pub(crate) own_token: bool,
+}
+
+impl Engine {
+    /// Over a stream table and a way to the apiserver.
+    pub fn new(
+        streams: StreamTable,
+        upstream: Upstream,
+        metrics: ProxyMetrics,
+        audit: Audit,
+        shared: Shared,
+        settings: EngineSettings,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                streams,
+                upstream,
+                metrics,
+                audit,
+                shared,
+                settings,
+            }),
+        }
+    }
+
+    /// The open calls.
+    pub fn streams(&self) -> &StreamTable {
+        &self.inner.streams
+    }
+
+    /// The figures.
+    pub fn metrics(&self) -> &ProxyMetrics {
+        &self.inner.metrics
+    }
+
+    /// Carries out a call. Every outcome is an answer.
+    pub async fn call(&self, ask: Ask) -> Response<EngineBody> {
+        let upgrade = headers::wants_upgrade(&ask.headers);
+        let target = Target::read(&ask.method, &ask.uri, upgrade);
+        let span = info_span!(
+            "kubernetes.request",
+            otel.kind = "server",
+            otel.name = field::Empty,
+            http.request.method = %ask.method,
+            http.route = field::Empty,
+            http.response.status_code = field::Empty,
+            k8s.verb = target.verb,
+            pipeops.door = %ask.door,
+            enduser.id = field::Empty,
+            error.type = field::Empty,
+        );
+        if !span.is_disabled() {
+            let route = target.route();
+            span.record("otel.name", format!("{} {route}", ask.method))
+                .record("http.route", route);
+            trace::set_parent(&span, &ask.headers);
+        }
+        let mut ticket = Ticket::new(Arc::clone(&self.inner), &ask, &target, span.clone());
+        let outcome = self
+            .carry(ask, target, upgrade, &mut ticket)
+            .instrument(span.clone())
+            .await;
+        let response = match outcome {
+            Ok(response) => {
+                ticket.status = response.status();
+                response.map(|inner| EngineBody::new(inner, ticket))
+            }
+            Err(failure) => {
+                ticket.refused(&failure);
+                let mut response = failure
+                    .response(())
+                    .map(|()| EngineBody::new(body::Inner::full(failure.json()), ticket));
+                response.extensions_mut().insert(Ours(failure));
+                response
+            }
+        };
+        span.record("http.response.status_code", response.status().as_u16());
+        response
+    }
+
+    async fn carry(
+        &self,
+        ask: Ask,
+        target: Target,
+        upgrade: bool,
+        ticket: &mut Ticket,
+    ) -> Result<Response<body::Inner>, Failure> {
+        let (headers, own_token, subject) = credential::prepare(&ask)?;
+        ticket.user = subject.user.clone();
+        let new = NewStream {
+            door: Arc::clone(&ask.door),
+            request_id: ask.request_id.clone(),
+            user: subject.user.clone(),
+            method: ask.method.to_string(),
+            path: target.path.clone(),
+            watch: target.watch,
+            endless: target.endless(),
+            cancel: ask.cancel.clone(),
+        };
+        let open = self.inner.streams.open(new).ok_or_else(|| {
+            Failure::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "table_full",
+                "too many open calls on this agent",
+            )
+            .retry_after(1)
+        })?;
+        ticket.admitted(open);
+        let decision = self.decide(&ask.caller, &subject, &target);
+        ticket.decided(&decision);
+        if !decision.allowed {
+            return Err(Failure::new(StatusCode::FORBIDDEN, "policy", decision.reason));
+        }
+        if upgrade {
+            let sentence = "exec, attach and port-forward are not carried by this version of k8s-proxy";
+            return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, "upgrade", sentence));
+        }
+        let mut sendable = Sendable {
+            method: ask.method,
+            headers,
+            own_token,
+        };
+        trace::inject(&tracing::Span::current(), &mut sendable.headers);
+        let cancelled = ask.cancel.cancelled();
+        let work = async {
+            if target.watch {
+                self.open_watch(sendable, &ask.uri, ask.rewatch_clean_end, ticket)
+                    .await
+            } else {
+                let class = if target.endless() {
+                    Class::Endless
+                } else {
+                    Class::Ordinary
+                };
+                let response = self.send(&sendable, &ask.uri, ask.body, class).await?;
+                Ok(response.map(|body| body::Inner::Plain(Box::new(body))))
+            }
+        };
+        tokio::select! {
+            biased;
+            () = cancelled => {
+                let reason = ask.cancel.reason().map_or("cancelled", crate::streams::CancelReason::sentence);
+                Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "cancelled", reason))
+            }
+            result = work => result,
+        }
+    }
+
+    /// What the policy says about a call.
+    pub fn decide(&self, caller: &Caller, subject: &credential::Who, target: &Target) -> Decision {
+        let who = Subject {
+            user: &subject.user,
+            groups: &subject.groups,
+        };
+        if caller.agent_core {
+            return Policy::decide_agent_core(&self.inner.shared.scope(), target);
+        }
+        let policy = self.inner.shared.policy();
+        if subject.impersonated {
+            let may = policy.may_impersonate(caller, &who);
+            if !may.allowed {
+                return may;
+            }
+        }
+        policy.decide(&who, target)
+    }
+
+    /// Sends a call, once more if our token turned out to be an old one.
+    pub(crate) async fn send(
+        &self,
+        call: &Sendable,
+        uri: &PathAndQuery,
+        body: RequestBody,
+        class: Class,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        let again = body.again();
+        let own = self.own_token(call)?;
+        let response = self.send_with(call, uri, body, class, own.as_ref()).await?;
+        if response.status() != StatusCode::UNAUTHORIZED || !call.own_token {
+            return Ok(response);
+        }
+        let newer = self.inner.upstream.credential().after_refusal(own.as_ref());
+        match (newer, again) {
+            (Some(newer), Some(body)) => {
+                drop(response);
+                self.send_with(call, uri, body, class, Some(&newer)).await
+            }
+            _ => Ok(response),
+        }
+    }
+
+    fn own_token(&self, call: &Sendable) -> Result<Option<HeaderValue>, Failure> {
+        if !call.own_token {
+            return Ok(None);
+        }
+        self.inner
+            .upstream
+            .credential()
+            .value()
+            .map_err(|error| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "no_token", error).retry_after(1))
+    }
+
+    async fn send_with(
+        &self,
+        call: &Sendable,
+        uri: &PathAndQuery,
+        body: RequestBody,
+        class: Class,
+        own: Option<&HeaderValue>,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        let mut request = Request::new(body);
+        *request.method_mut() = call.method.clone();
+        *request.uri_mut() = Uri::from(uri.clone());
+        *request.headers_mut() = call.headers.clone();
+        if let Some(own) = own {
+            request.headers_mut().insert(AUTHORIZATION, own.clone());
+        }
+        let (inner, started) = (&self.inner, Instant::now());
+        let sent = inner.upstream.send(request, class);
+        let result = match class {
+            // A followed log or a watch may be silent for hours before its first byte.
+            Class::Endless => sent.await,
+            Class::Ordinary => match timeout(inner.settings.head_timeout, sent).await {
+                Ok(result) => {
+                    inner
+                        .metrics
+                        .upstream_seconds
+                        .observe(started.elapsed().as_secs_f64());
+                    result
+                }
+                Err(_) => return Err(self.too_slow()),
+            },
+        };
+        match result {
+            Ok(mut response) => {
+                inner.shared.upstream_answered();
+                headers::clean_response(response.headers_mut());
+                Ok(response)
+            }
+            Err(error) => Err(self.unreachable(&error)),
+        }
+    }
+
+    fn too_slow(&self) -> Failure {
+        let limit = self.inner.settings.head_timeout;
+        self.inner
+            .metrics
+            .upstream_errors
+            .with_label_values(&["timeout"])
+            .inc();
+        let sentence = format!("the apiserver did not answer within {limit:?}");
+        Failure::new(StatusCode::GATEWAY_TIMEOUT, "timeout", sentence)
+    }
+
+    fn unreachable(&self, error: &UpstreamError) -> Failure {
+        let (inner, text) = (&self.inner, chain(error));
+        inner
+            .metrics
+            .upstream_errors
+            .with_label_values(&[error.cause()])
+            .inc();
+        inner.shared.upstream_failed(&text);
+        Failure::new(StatusCode::BAD_GATEWAY, "upstream", text)
+    }
+
+    /// Asks the apiserver for its version with our own credential: the proof that the way there is open.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub async fn probe(&self) -> Result<(), String> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        let call = Sendable {
+            method: Method::GET,
+            headers,
+            own_token: true,
+        };
+        let uri = PathAndQuery::from_static("/version");
+        let body = RequestBody::Full(bytes::Bytes::new());
+        match self.send(&call, &uri, body, Class::Ordinary).await {
+            Ok(_) => Ok(()),
+            Err(failure) => Err(failure.message),
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! An apiserver that does what a test says, over plain HTTP/1.1 or over TLS with h2.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto::Builder,
+};
+use serde_json::json;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::soon;
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// A request as the apiserver saw it.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub method: String,
+    pub path: String,
+    pub query: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+/// An open answer, written by the test.
+pub struct Stream {
+    pub request: Seen,
+    sender: mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>,
+}
+
+impl Stream {
+    pub async fn send(&self, text: impl Into<Bytes>) {
+        self.sender
+            .send(Ok(Frame::data(text.into())))
+            .await
+            .expect("the answer is still read");
+    }
+
+    pub async fn event(&self, kind: &str, version: &str) {
+        self.send(event(kind, version)).await;
+    }
+
+    /// Breaks the connection in the middle of the answer.
+    pub async fn cut(self) {
+        self.sender.send(Err(std::io::Error::other("cut"))).await.ok();
+    }
+
+    /// Waits until nobody reads the answer any more.
+    pub async fn closed(&self) {
+        soon("the upstream call is closed", self.sender.closed()).await;
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// Sends until nothing is taken for a while; returns the bytes that were.
+    pub async fn flood(&self, piece: Bytes) -> usize {
+        let mut sent = 0;
+        while let Ok(Ok(())) = tokio::time::timeout(
+            Duration::from_millis(500),
+            self.sender.send(Ok(Frame::data(piece.clone()))),
+        )
+        .await
+        {
+            sent += piece.len();
+        }
+        sent
+    }
+}
+
+/// One line of a JSON watch.
+pub fn event(kind: &str, version: &str) -> String {
+    let object =
+        json!({"kind": "Pod", "metadata": {"name": format!("pod-{version}"), "resourceVersion": version}});
+    format!("{}\n", json!({"type": kind, "object": object}))
+}
+
+/// A scripted answer for requests whose path holds a text.
+#[derive(Clone, Debug)]
+struct Script {
+    part: String,
+    status: StatusCode,
+    headers: Vec<(&'static str, String)>,
+    body: String,
+}
+
+struct State {
+    seen: Mutex<Vec<Seen>>,
+    scripts: Mutex<VecDeque<Script>>,
+    streams: mpsc::Sender<Stream>,
+    content_type: Mutex<&'static str>,
+    up: watch::Sender<bool>,
+}
+
+/// The apiserver.
+pub struct Api {
+    pub address: SocketAddr,
+    pub ca_pem: Option<String>,
+    state: Arc<State>,
+    streams: tokio::sync::Mutex<mpsc::Receiver<Stream>>,
+}
+
+impl Api {
+    pub async fn start() -> Self {
+        Self::with(false).await
+    }
+
+    /// With TLS and h2, as the real one.
+    pub async fn start_tls() -> Self {
+        Self::with(true).await
+    }
+
+    async fn with(tls: bool) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (streams, receiver) = mpsc::channel(1024);
+        let state = Arc::new(State {
+            seen: Mutex::default(),
+            scripts: Mutex::default(),
+            streams,
+            content_type: Mutex::new("application/json"),
+            up: watch::Sender::new(true),
+        });
+        let made = tls.then(k8s_proxy::doors::certificate::make).map(Result::unwrap);
+        let acceptor = made
+            .as_ref()
+            .map(|made| TlsAcceptor::from(Arc::clone(&made.config)));
+        let accepting = Arc::clone(&state);
+        tokio::spawn(async move {
+            loop {
+                let (tcp, _) = listener.accept().await.unwrap();
+                if !*accepting.up.borrow() {
+                    continue;
+                }
+                tcp.set_nodelay(true).unwrap();
+                let (state, acceptor) = (Arc::clone(&accepting), acceptor.clone());
+                tokio::spawn(async move {
+                    let mut up = state.up.subscribe();
+                    let service = service_fn(move |request| answer(Arc::clone(&state), request));
+                    let builder = Builder::new(TokioExecutor::new());
+                    let serve = async {
+                        match acceptor {
+                            None => builder.serve_connection(TokioIo::new(tcp), service).await.ok(),
+                            Some(acceptor) => {
+                                let io = TokioIo::new(acceptor.accept(tcp).await.ok()?);
+                                builder.serve_connection(io, service).await.ok()
+                            }
+                        }
+                    };
+                    tokio::select! { _ = serve => {}, _ = up.wait_for(|up| !up) => {} }
+                });
+            }
+        });
+        Self {
+            address,
+            ca_pem: made.map(|made| made.pem),
+            state,
+            streams: tokio::sync::Mutex::new(receiver),
+        }
+    }
+
+    pub fn url(&self) -> String {
+        let scheme = if self.ca_pem.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.address.port())
+    }
+
+    /// The next watch or followed log that was opened.
+    pub async fn stream(&self) -> Stream {
+        let mut streams = self.streams.lock().await;
+        soon("a stream is opened", streams.recv()).await.unwrap()
+    }
+
+    /// Whether a stream waits that the test has not taken.
+    pub async fn has_stream(&self) -> bool {
+        !self.streams.lock().await.is_empty()
+    }
+
+    /// Answers the next request whose path and query hold `part`.
+    pub fn script(&self, part: &str, status: u16, headers: &[(&'static str, &str)], body: &str) {
+        self.state.scripts.lock().unwrap().push_back(Script {
+            part: part.to_owned(),
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: headers
+                .iter()
+                .map(|(name, value)| (*name, (*value).to_owned()))
+                .collect(),
+            body: body.to_owned(),
+        });
+    }
+
+    pub fn set_content_type(&self, kind: &'static str) {
+        *self.state.content_type.lock().unwrap() = kind;
+    }
+
+    /// Cuts every connection and takes no new ones, or comes back.
+    pub fn set_up(&self, up: bool) {
+        self.state.up.send_replace(up);
+    }
+
+    /// Requests so far, the probes of the proxy itself left out.
+    pub fn seen(&self) -> Vec<Seen> {
+        let seen = self.state.seen.lock().unwrap();
+        seen.iter()
+            .filter(|seen| seen.path != "/version")
+            .cloned()
+            .collect()
+    }
+}
+
+async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let (parts, body) = request.into_parts();
+    let body = body
+        .collect()
+        .await
+        .map(|body| body.to_bytes())
+        .unwrap_or_default();
+    let seen = Seen {
+        method: parts.method.to_string(),
+        path: parts.uri.path().to_owned(),
+        query: parts.uri.query().unwrap_or_default().to_owned(),
+        headers: parts.headers,
+        body,
+    };
+    state.seen.lock().unwrap().push(seen.clone());
+    let whole = format!("{}?{}", seen.path, seen.query);
+    let script = {
+        let mut scripts = state.scripts.lock().unwrap();
+        let at = scripts.iter().position(|script| whole.contains(&script.part));
+        at.and_then(|at| scripts.remove(at))
+    };
+    if let Some(script) = script {
+        let mut response = full(script.status, script.body);
+        for (name, value) in script.headers {
+            response.headers_mut().insert(name, value.parse().unwrap());
+        }
+        return Ok(response);
+    }
+    if seen.query.contains("watch=true") || seen.query.contains("follow=true") {
+        let (sender, receiver) = mpsc::channel(1);
+        let mut response = Response::new(StreamBody::new(ReceiverStream::new(receiver)).boxed_unsync());
+        let kind = if seen.query.contains("follow") {
+            "text/plain"
+        } else {
+            *state.content_type.lock().unwrap()
+        };
+        response
+            .headers_mut()
+            .insert("content-type", kind.parse().unwrap());
+        state
+            .streams
+            .send(Stream {
+                request: seen,
+                sender,
+            })
+            .await
+            .ok();
+        return Ok(response);
+    }
+    if seen.query.contains("hang=true") {
+        std::future::pending::<()>().await;
+    }
+    if let Some(size) = seen
+        .query
+        .strip_prefix("size=")
+        .and_then(|size| size.parse().ok())
+    {
+        return Ok(full(StatusCode::OK, "x".repeat(size)));
+    }
+    let headers: serde_json::Map<_, _> = seen
+        .headers
+        .iter()
+        .map(|(name, value)| (name.to_string(), json!(String::from_utf8_lossy(value.as_bytes()))))
+        .collect();
+    let echo = json!({
+        "method": seen.method, "path": seen.path, "query": seen.query, "headers": headers,
+        "body": String::from_utf8_lossy(&seen.body),
+    });
+    Ok(full(StatusCode::OK, echo.to_string()))
+}
+
+fn full(status: StatusCode, body: String) -> Response<Body> {
+    let body = Full::new(Bytes::from(body))
+        .map_err(|never| match never {})
+        .boxed_unsync();
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert("content-type", "application/json".parse().unwrap());
+    response
+}
