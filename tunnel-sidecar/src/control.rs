@@ -97,6 +97,9 @@ impl Tunnel for Control {
         &self,
         request: Request<ReconnectRequest>,
     ) -> Result<Response<ReconnectResponse>, Status> {
+        if self.supervisor.is_draining() {
+            return Err(Status::unavailable("tunnel-sidecar is shutting down"));
+        }
         self.link.reconnect(request.into_inner().reason).await;
         Ok(Response::new(ReconnectResponse {}))
     }

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Streaming};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     link::LinkHandle,
@@ -176,6 +176,7 @@ impl ReportStream {
     /// Never.
     pub async fn run(mut self) -> Result<(), Infallible> {
         let done = self.done.clone();
+        let mut last = String::new();
         let mut backoff = Backoff::new(self.timing.core);
         loop {
             let start = Instant::now();
@@ -185,7 +186,13 @@ impl ReportStream {
             };
             backoff.session_lasted(start.elapsed());
             let wait = backoff.next(None);
-            warn!(retry_in = ?wait, "agent-core does not take reports: {why}");
+            // Once is news; agent-core may be away for hours.
+            if why == last {
+                debug!(retry_in = ?wait, "agent-core still does not take reports");
+            } else {
+                warn!(retry_in = ?wait, "agent-core does not take reports: {why}");
+                last = why;
+            }
             tokio::select! {
                 () = sleep(wait) => {}
                 () = done.cancelled() => return Ok(()),

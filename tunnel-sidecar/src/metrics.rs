@@ -45,6 +45,14 @@ pub enum Opened {
 }
 
 impl Opened {
+    const ALL: [Self; 5] = [
+        Self::Accepted,
+        Self::TargetFailed,
+        Self::Forbidden,
+        Self::Limit,
+        Self::Draining,
+    ];
+
     fn label(self) -> &'static str {
         match self {
             Self::Accepted => "accepted",
@@ -142,16 +150,22 @@ impl TunnelMetrics {
         }
     }
 
+    /// Forgets a forward that is gone, so that names that come and go do not pile up.
+    pub fn forget(&self, name: &str) {
+        // A value that was never used is not there to be removed.
+        self.open.remove_label_values(&[name]).ok();
+        self.dial.remove_label_values(&[name]).ok();
+        for result in Opened::ALL {
+            self.opens.remove_label_values(&[name, result.label()]).ok();
+        }
+        for direction in ["in", "out"] {
+            self.bytes.remove_label_values(&[name, direction]).ok();
+        }
+    }
+
     /// The counters of one forward.
     pub fn forward(&self, name: &str) -> Counters {
-        let opens = [
-            Opened::Accepted,
-            Opened::TargetFailed,
-            Opened::Forbidden,
-            Opened::Limit,
-            Opened::Draining,
-        ]
-        .map(|result| (result, self.opens.with_label_values(&[name, result.label()])));
+        let opens = Opened::ALL.map(|result| (result, self.opens.with_label_values(&[name, result.label()])));
         Counters {
             open: self.open.with_label_values(&[name]),
             bytes_in: self.bytes.with_label_values(&[name, "in"]),
@@ -159,5 +173,27 @@ impl TunnelMetrics {
             dial: self.dial.with_label_values(&[name]),
             opens,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forward_that_is_gone_leaves_no_labels() {
+        let metrics = Metrics::new(crate::BUILD);
+        let tunnel = TunnelMetrics::new(&metrics);
+        let counters = tunnel.forward("gone");
+        counters.opened(Opened::Limit);
+        counters.dial.observe(0.1);
+        counters.bytes_in.inc_by(7);
+        assert!(
+            metrics
+                .text()
+                .contains("pipeops_tunnel_connections_total{forward=\"gone\",result=\"limit\"} 1")
+        );
+        tunnel.forget("gone");
+        assert!(!metrics.text().contains("gone"), "{}", metrics.text());
     }
 }

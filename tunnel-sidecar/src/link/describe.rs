@@ -5,7 +5,10 @@ use std::time::SystemTime;
 use proto::v1::{ForwardState, SessionState};
 use runtime::conditions::Status;
 
-use super::{manager::Manager, state::LaneState};
+use super::{
+    manager::Manager,
+    state::{Fate, Lane, LaneState},
+};
 use crate::{
     spec::{Desired, Forward},
     status::{Row, Session},
@@ -159,11 +162,8 @@ impl Manager {
             Ok(way) => way,
             Err(reason) => return (ForwardState::Refused, reason.clone()),
         };
-        let Some(lane) = self
-            .lanes
-            .values()
-            .find(|lane| lane.listens.contains(&way.listen))
-        else {
+        let holds = |lane: &&Lane| !matches!(lane.fate, Fate::Stop) && lane.listens.contains(&way.listen);
+        let Some(lane) = self.lanes.values().find(holds) else {
             let why = self
                 .asleep
                 .clone()

@@ -216,6 +216,14 @@ impl Manager {
             };
             routes.insert(way.listen.channel_target(), route);
         }
+        let metrics = &self.parts.metrics;
+        self.counters.retain(|name, _| {
+            let wanted = routes.values().any(|route: &Route| route.forward == *name);
+            if !wanted {
+                metrics.forget(name);
+            }
+            wanted
+        });
         self.parts.carrier.set_routes(routes);
     }
 

@@ -244,3 +244,29 @@ async fn reports_come_at_the_interval_and_on_change() {
     let applied = world.core.reported(|report| report.applied_revision == 1).await;
     assert!(applied.ready);
 }
+
+#[tokio::test]
+async fn the_token_of_the_edge_may_come_later() {
+    let mut token = None;
+    let world = World::start_with(&[], |config| {
+        let file = config.edge_dir.join("token");
+        token = Some((file.clone(), std::fs::read(&file).unwrap()));
+        std::fs::remove_file(file).unwrap();
+    })
+    .await;
+    world.core.send(proto::v1::TunnelSpec {
+        reason: "off".to_owned(),
+        ..Default::default()
+    });
+    world
+        .until("the missing token to be named", |report| {
+            condition(report, "Spec").1.contains("waiting for token")
+        })
+        .await;
+    let (file, bytes) = token.unwrap();
+    std::fs::write(file, bytes).unwrap();
+    world
+        .core
+        .reported(|report| report.ready && report.applied_revision == 1)
+        .await;
+}
