@@ -17,7 +17,7 @@ use runtime::{
     trace,
 };
 use serde_json::Value;
-use tracing::{Instrument as _, info_span, warn};
+use tracing::{Instrument as _, debug, info_span};
 use url::Url;
 
 use crate::{
@@ -138,7 +138,7 @@ impl ControlPlane {
         let mut last = self.last_token.lock().unwrap_or_else(PoisonError::into_inner);
         match self.token.read() {
             Ok(token) => *last = token,
-            Err(reason) => warn!(reason, "using the last control-plane token that could be read"),
+            Err(reason) => debug!(reason, "using the last control-plane token that could be read"),
         }
         last.clone()
     }

@@ -18,7 +18,7 @@ const STALE: Duration = Duration::from_secs(120);
 /// The first counts should be in one of the first heartbeats.
 const RETRY: Policy = Policy {
     min: Duration::from_millis(200),
-    max: Duration::from_secs(15),
+    max: Duration::from_secs(5),
     stable: Duration::from_secs(60),
 };
 

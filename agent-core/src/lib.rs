@@ -348,7 +348,7 @@ impl Bound {
         let access = local_api::access(
             self.tokens.operator.clone(),
             self.tokens.tunnel.clone(),
-            self.tokens.proxy,
+            self.tokens.proxy.clone(),
         );
         supervisor.spawn_critical(
             "grpc",
@@ -371,6 +371,8 @@ impl Bound {
             operator: self.tokens.operator,
             tunnel_grpc: config.tunnel_grpc.to_string(),
             tunnel_token: self.tokens.tunnel,
+            proxy_grpc: config.proxy_grpc.to_string(),
+            proxy_token: self.tokens.proxy,
             config: config.server,
             supervisor: supervisor.clone(),
             leaving,

@@ -56,6 +56,8 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 const GOODBYE_RESERVE: Duration = Duration::from_secs(3);
 /// Siblings that are asked to stop together with us show it within this time; others are not stopping at all.
 const SIBLINGS_REACT: Duration = Duration::from_secs(2);
+/// How often a draining process looks whether its siblings are gone.
+const LEAVE_LOOK: Duration = Duration::from_millis(100);
 /// Callers of the local API that may wait at the same time.
 pub(crate) const COMMANDS: usize = 16;
 
@@ -141,7 +143,7 @@ impl Link {
                 break;
             }
             let wake = self.session.wake().map(|wake| started + wake);
-            let look = (draining.is_some()).then(|| Instant::now() + Duration::from_millis(100));
+            let look = (draining.is_some()).then(|| Instant::now() + LEAVE_LOOK);
             let wake = [wake, look].into_iter().flatten().min();
             tokio::select! {
                 biased;

@@ -305,6 +305,9 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("process.tunnel_grpc")
         .env(&["PIPEOPS_TUNNEL_GRPC"])
         .flag("tunnel-grpc"),
+    Key::new("process.proxy_grpc")
+        .env(&["PIPEOPS_PROXY_GRPC"])
+        .flag("proxy-grpc"),
     Key::new("process.private_dir")
         .env(&["PIPEOPS_PRIVATE_DIR"])
         .flag("private-dir"),

@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -15,7 +15,7 @@ use runtime::{
     backoff::Policy,
     config::{Env, Problems},
     dial::url_is_loopback,
-    secret::{ExposeSecret as _, SecretString, TokenFile},
+    secret::{ExposeSecret as _, TokenFile},
     telemetry::LogFormat,
 };
 use url::Url;
@@ -26,10 +26,15 @@ pub(crate) mod raw;
 mod read;
 #[cfg(test)]
 mod tests;
+mod types;
 
 pub use self::{
     parts::{DialConfig, Digest, DoorToken, ForwardConfig, Mode, ProxyConfig, TunnelConfig},
     read::Effective,
+    types::{
+        Config, ControlPlaneConfig, IdentityConfig, KubernetesConfig, PodConfig, ServerConfig, StateBackend,
+        StateConfig, TokenSource,
+    },
 };
 use self::{raw::Raw, read::Reader};
 
@@ -54,190 +59,6 @@ const SSE_HEARTBEAT: Duration = Duration::from_secs(30);
 const REALTIME_IDLE: Duration = Duration::from_secs(300);
 /// Streams for people, together (seed 000).
 const REALTIME_MAX: usize = 100;
-
-/// What agent-core runs with.
-#[derive(Debug)]
-pub struct Config {
-    /// HTTP for kubelet, Prometheus and people.
-    pub http_listen: SocketAddr,
-    /// Local gRPC; always a loopback address.
-    pub grpc_listen: SocketAddr,
-    /// tunnel-sidecar's local gRPC, for what a person asks of the tunnel on the page.
-    pub tunnel_grpc: Url,
-    /// Holds the operator token and the write-through copy of the state.
-    pub private_dir: PathBuf,
-    /// Shared with tunnel-sidecar only.
-    pub edge_tunnel_dir: PathBuf,
-    /// Shared with k8s-proxy only.
-    pub edge_proxy_dir: PathBuf,
-    /// How long a drain may last.
-    pub drain_timeout: Duration,
-    /// Where the bound addresses are written.
-    pub addresses_file: Option<PathBuf>,
-    /// Where the last sentence goes when the process ends for good.
-    pub termination_log: PathBuf,
-    /// A sibling that said nothing for so long is unknown.
-    pub report_timeout: Duration,
-    /// Log filter.
-    pub log_level: String,
-    /// Log format.
-    pub log_format: LogFormat,
-    /// OTLP endpoint.
-    pub otlp_endpoint: Option<String>,
-    /// Who the agent is.
-    pub identity: IdentityConfig,
-    /// Who it reports to.
-    pub control_plane: ControlPlaneConfig,
-    /// How it reaches the Kubernetes API, and what it hands out about it.
-    pub kubernetes: KubernetesConfig,
-    /// Where its identity is kept.
-    pub state: StateConfig,
-    /// The pod around it.
-    pub pod: PodConfig,
-    /// What tunnel-sidecar is told.
-    pub tunnel: TunnelConfig,
-    /// What k8s-proxy is told.
-    pub proxy: ProxyConfig,
-    /// The local server.
-    pub server: ServerConfig,
-    /// Accepted settings without effect, one line each.
-    pub notes: Vec<String>,
-    /// The settings in force, for the log and for `check-config`.
-    pub effective: Vec<Effective>,
-}
-
-/// Names of the agent and its cluster.
-#[derive(Debug)]
-pub struct IdentityConfig {
-    /// Set by the owner; made up and kept otherwise.
-    pub agent_id: Option<String>,
-    /// Name of the agent for people.
-    pub name: String,
-    /// Name under which the cluster is registered.
-    pub cluster_name: String,
-    /// Sent with the registration.
-    pub labels: Vec<(String, String)>,
-    /// What is sent as `agent_version`; our own version otherwise.
-    pub version: Option<String>,
-}
-
-/// The control plane's address and how it is spoken to.
-#[derive(Debug)]
-pub struct ControlPlaneConfig {
-    /// Base URL.
-    pub url: Url,
-    /// The bearer.
-    pub token: TokenSource,
-    /// One registration or tunnel call.
-    pub timeout: Duration,
-    /// PEM of roots beside the system's.
-    pub ca_pem: Option<Vec<u8>>,
-    /// Between two heartbeats.
-    pub heartbeat_interval: Duration,
-    /// One heartbeat.
-    pub heartbeat_timeout: Duration,
-    /// Between registrations.
-    pub backoff: Policy,
-}
-
-/// Where a token comes from.
-#[derive(Clone, Debug)]
-pub enum TokenSource {
-    /// Given as a value.
-    Value(SecretString),
-    /// Read from a file at each use, so that a rotated token is used at once.
-    File(TokenFile),
-}
-
-impl TokenSource {
-    /// The token at this moment.
-    ///
-    /// # Errors
-    /// A sentence, when the file is missing, empty or cannot be read.
-    pub fn read(&self) -> Result<SecretString, String> {
-        match self {
-            Self::Value(token) => Ok(token.clone()),
-            Self::File(file) => match file.read() {
-                Ok(Some(token)) => Ok(token),
-                Ok(None) => Err(format!("{} is missing or empty", file.path().display())),
-                Err(error) => Err(format!("cannot read {}: {error}", file.path().display())),
-            },
-        }
-    }
-}
-
-/// The Kubernetes side.
-#[derive(Debug)]
-pub struct KubernetesConfig {
-    /// k8s-proxy's local door.
-    pub door: Url,
-    /// Whether the agent runs in a pod.
-    pub in_cluster: bool,
-    /// Sent with the registration only when the owner gave it.
-    pub service_token: Option<TokenSource>,
-    /// Likewise.
-    pub ca_cert_data: Option<String>,
-}
-
-/// Where the identity is kept.
-#[derive(Clone, Debug)]
-pub struct StateConfig {
-    /// Secret or file.
-    pub backend: StateBackend,
-    /// The Secret's name.
-    pub secret_name: String,
-    /// The ConfigMap in which the Go agent kept its identity.
-    pub configmap_name: String,
-    /// Their namespace.
-    pub namespace: String,
-    /// The file of the file backend.
-    pub file: PathBuf,
-    /// The copy beside the Secret.
-    pub copy: PathBuf,
-}
-
-/// The kinds of state store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StateBackend {
-    /// A Kubernetes Secret through the local door, with a copy in the private folder.
-    Secret,
-    /// One file.
-    File,
-}
-
-/// The pod, as far as the downward API tells it.
-#[derive(Clone, Debug, Default)]
-pub struct PodConfig {
-    /// Name of the pod.
-    pub name: Option<String>,
-    /// Its namespace.
-    pub namespace: Option<String>,
-    /// Its UID.
-    pub uid: Option<String>,
-    /// The node it runs on.
-    pub node_name: Option<String>,
-    /// The node's address.
-    pub host_ip: Option<IpAddr>,
-}
-
-/// The local HTTP server.
-#[derive(Clone, Debug)]
-pub struct ServerConfig {
-    /// Serve `/ws`.
-    pub websocket: bool,
-    /// Serve `/api/realtime/events`.
-    pub sse: bool,
-    /// Serve the page.
-    pub dashboard: bool,
-    /// Host names under which a browser may come, beside addresses and `localhost`.
-    pub allowed_hosts: Vec<String>,
-    /// Between two events of a quiet stream.
-    pub sse_heartbeat: Duration,
-    /// Silence after which a WebSocket is closed.
-    pub idle: Duration,
-    /// How many realtime streams may be open.
-    pub max_streams: usize,
-}
 
 /// Reads all sources. `flags` maps the path of a key to what its flag said; `file` is what `--config` named.
 ///
@@ -324,6 +145,7 @@ fn read_config(reader: &mut Reader<'_>) -> Option<Config> {
         );
     }
     let tunnel_grpc = loopback_http(reader, "process.tunnel_grpc", "http://127.0.0.1:7071");
+    let proxy_grpc = loopback_http(reader, "process.proxy_grpc", "http://127.0.0.1:7072");
     let log_format = match reader.raw.get("logging.format") {
         Some(_) => reader
             .parsed("logging.format", "text or json")
@@ -351,7 +173,7 @@ fn read_config(reader: &mut Reader<'_>) -> Option<Config> {
         labels: reader.pairs("agent.labels"),
         version: reader.text("agent.version"),
     };
-    let tunnel = parts::tunnel(reader, kubernetes.in_cluster);
+    let mut tunnel = parts::tunnel(reader, kubernetes.in_cluster);
     let proxy = parts::proxy(reader);
     let server = server(reader, &pod);
     let report_timeout = reader.duration_or("process.report_timeout", REPORT_TIMEOUT, false);
@@ -363,10 +185,13 @@ fn read_config(reader: &mut Reader<'_>) -> Option<Config> {
     let edge_tunnel_dir = reader.path_or("process.edge_tunnel_dir", "/run/pipeops/edge-tunnel");
     let edge_proxy_dir = reader.path_or("process.edge_proxy_dir", "/run/pipeops/edge-proxy");
     let control_plane = control_plane(reader)?;
+    // Whoever has an own CA for the control plane has it for the control plane's tunnel server too.
+    tunnel.ca_pem = tunnel.ca_pem.or_else(|| control_plane.ca_pem.clone());
     Some(Config {
         http_listen,
         grpc_listen,
         tunnel_grpc,
+        proxy_grpc,
         private_dir,
         edge_tunnel_dir,
         edge_proxy_dir,

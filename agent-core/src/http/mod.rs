@@ -53,6 +53,9 @@ pub(crate) struct Web {
     /// tunnel-sidecar's local gRPC and the token of the edge to it, for what a person asks of the tunnel.
     pub(crate) tunnel_grpc: String,
     pub(crate) tunnel_token: TokenFile,
+    /// k8s-proxy's, for the open streams that the page shows.
+    pub(crate) proxy_grpc: String,
+    pub(crate) proxy_token: TokenFile,
     pub(crate) config: ServerConfig,
     pub(crate) supervisor: Supervisor,
     pub(crate) leaving: CancellationToken,

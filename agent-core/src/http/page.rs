@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use dashboard::{
-    Action, Agent, At, Condition, Container, Door, Feed, Forward, ForwardState, Heartbeat, Page, Phase,
-    Proxy, SessionState, Snapshot, Status, Tunnel,
+    Action, Agent, At, Condition, Container, Door, Feed, Forward, ForwardState, Heartbeat, OpenStream, Page,
+    Phase, Proxy, SessionState, Snapshot, Status, Tunnel,
 };
-use proto::v1::{self, tunnel_client::TunnelClient};
-use runtime::local;
-use tokio::time::{Instant, sleep, timeout};
+use proto::v1::{self, proxy_client::ProxyClient, tunnel_client::TunnelClient};
+use runtime::local::{self, LocalChannel};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
 
 use super::{Web, auth};
 use crate::hub::Hub;
@@ -17,14 +19,20 @@ use crate::hub::Hub;
 const GATHER: Duration = Duration::from_millis(250);
 /// Times on the page ("last heard …") move on also when nothing happens.
 const REFRESH: Duration = Duration::from_secs(5);
-/// tunnel-sidecar answers a wish at once.
+/// As many streams as the page shows.
+const SHOWN: usize = 50;
+/// A sibling answers a wish at once.
 const ASK: Duration = Duration::from_secs(5);
 
 /// The page with its actions, and the task that feeds it.
 pub(super) fn make(web: &Web) -> Page {
-    let (feed, snapshots) = dashboard::feed(snapshot(&web.hub));
+    let (feed, snapshots) = dashboard::feed(snapshot(&web.hub, Vec::new()));
+    let streams = local::channel(&web.proxy_grpc, web.proxy_token.clone(), crate::BUILD)
+        .map(ProxyClient::new)
+        .inspect_err(|error| warn!(%error, "the page will show no open streams"));
+    let (hub, leaving) = (web.hub.clone(), web.leaving.clone());
     web.supervisor
-        .spawn("page-feed", publish(feed, web.hub.clone(), web.leaving.clone()));
+        .spawn("page-feed", publish(feed, hub, streams.ok(), leaving));
     let operator = web.operator.clone();
     let (beat, register) = (web.commands.clone(), web.commands.clone());
     let (address, token) = (web.tunnel_grpc.clone(), web.tunnel_token.clone());
@@ -67,14 +75,23 @@ pub(super) fn make(web: &Web) -> Page {
         })
 }
 
-async fn publish(feed: Feed, hub: Hub, leaving: tokio_util::sync::CancellationToken) {
+async fn publish(
+    feed: Feed,
+    hub: Hub,
+    mut proxy: Option<ProxyClient<LocalChannel>>,
+    leaving: CancellationToken,
+) {
     let mut changes = hub.changes();
     loop {
-        feed.publish(snapshot(&hub));
+        let streams = match &mut proxy {
+            Some(proxy) if hub.streams_open() > 0 => open_streams(proxy).await,
+            Some(_) | None => Vec::new(),
+        };
+        feed.publish(snapshot(&hub, streams));
         let next = Instant::now() + REFRESH;
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep_until(next) => {}
+            () = sleep_until(next) => {}
             () = leaving.cancelled() => return,
         }
         sleep(GATHER).await;
@@ -82,14 +99,32 @@ async fn publish(feed: Feed, hub: Hub, leaving: tokio_util::sync::CancellationTo
     }
 }
 
-fn snapshot(hub: &Hub) -> Snapshot {
+/// The streams that k8s-proxy holds at this moment; none while it does not answer.
+async fn open_streams(proxy: &mut ProxyClient<LocalChannel>) -> Vec<OpenStream> {
+    match timeout(ASK, proxy.list_streams(v1::ListStreamsRequest {})).await {
+        Ok(Ok(answer)) => answer
+            .into_inner()
+            .streams
+            .iter()
+            .take(SHOWN)
+            .map(stream)
+            .collect(),
+        Ok(Err(status)) => {
+            debug!(%status, "k8s-proxy does not list its streams");
+            Vec::new()
+        }
+        Err(_) => Vec::new(),
+    }
+}
+
+fn snapshot(hub: &Hub, streams: Vec<OpenStream>) -> Snapshot {
     let agent = hub.agent();
     Snapshot {
         containers: agent.containers.iter().map(container).collect(),
         heartbeats: agent.heartbeats.iter().map(heartbeat).collect(),
         tunnel: agent.tunnel.as_ref().map(tunnel).unwrap_or_default(),
         proxy: agent.proxy.as_ref().map(proxy).unwrap_or_default(),
-        streams: Vec::new(),
+        streams,
         agent: Agent {
             phase: phase(agent.phase()),
             id: agent.agent_id.into(),
@@ -103,6 +138,21 @@ fn snapshot(hub: &Hub) -> Snapshot {
             pods: u64::try_from(agent.pods).ok(),
             kubernetes_version: agent.kubernetes_version.into(),
         },
+    }
+}
+
+fn stream(stream: &v1::Stream) -> OpenStream {
+    OpenStream {
+        id: stream.id,
+        door: stream.door.as_str().into(),
+        user: stream.user.as_str().into(),
+        method: stream.method.as_str().into(),
+        path: stream.path.as_str().into(),
+        watch: stream.watch,
+        opened: at(stream.opened.as_ref()),
+        events: stream.events,
+        bytes: stream.bytes,
+        rewatches: stream.rewatches,
     }
 }
 

@@ -6,22 +6,24 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use proto::v1::{
-    Agent, Build, Condition, ConditionStatus, Container, HeartbeatResult, Phase as WirePhase, ProxyReport,
-    SessionState, TunnelReport,
-};
+use proto::v1::{Agent, Container, HeartbeatResult, ProxyReport, SessionState, TunnelReport};
 use runtime::{
     build::{BuildInfo, instance_id},
-    conditions::{self, Conditions, Status},
+    conditions::{Conditions, Status},
 };
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
     metrics::{Connection, CoreMetrics},
-    reports::{Report, Slot, timestamp},
+    reports::Slot,
     session::Phase,
     wire::heartbeat::{AgentState, ContainerState, Metadata, ProxyState},
 };
+
+mod convert;
+
+pub(crate) use self::convert::build;
+use self::convert::{condition, container, container_state, wire_phase};
 
 /// Heartbeats that are remembered for people.
 const HEARTBEATS: usize = 60;
@@ -426,6 +428,15 @@ impl Hub {
         }
     }
 
+    pub(crate) fn streams_open(&self) -> u32 {
+        let known = self.lock();
+        known
+            .proxy
+            .fresh()
+            .and_then(|report| report.status.as_ref())
+            .map_or(0, |status| status.streams_open)
+    }
+
     pub(crate) fn proxy_known(&self) -> bool {
         self.lock().proxy.known()
     }
@@ -474,69 +485,5 @@ impl Hub {
             tunnel: known.tunnel.report().and_then(|report| report.status.clone()),
             proxy: known.proxy.report().and_then(|report| report.status.clone()),
         }
-    }
-}
-
-/// The build as the local API tells it.
-pub(crate) fn build(build: BuildInfo) -> Build {
-    Build {
-        name: build.name.to_owned(),
-        version: build.version.to_owned(),
-        git_commit: build.git_commit.to_owned(),
-        rustc: build.rustc.to_owned(),
-    }
-}
-
-fn condition(condition: &conditions::Condition) -> Condition {
-    let status = match condition.status {
-        Status::True => ConditionStatus::True,
-        Status::False => ConditionStatus::False,
-        Status::NotApplicable => ConditionStatus::NotApplicable,
-    };
-    Condition {
-        name: condition.name.to_owned(),
-        status: status.into(),
-        reason: condition.reason.clone(),
-        since: Some(condition.since.into()),
-    }
-}
-
-fn container<R: Report>(slot: &Slot<R>) -> Container {
-    let (instance, instances_seen) = slot.instance();
-    Container {
-        name: slot.name.to_owned(),
-        known: slot.known(),
-        last_report: slot.last_report().map(Into::into),
-        unknown_since: slot.unknown_since().map(Into::into),
-        instance_id: instance.to_owned(),
-        build: slot.report().and_then(Report::build).cloned(),
-        ready: slot.ready(),
-        conditions: slot
-            .report()
-            .map(|report| report.conditions().to_vec())
-            .unwrap_or_default(),
-        instances_seen,
-    }
-}
-
-fn container_state<R: Report>(slot: &Slot<R>) -> ContainerState {
-    ContainerState {
-        name: slot.name.to_owned(),
-        ready: slot.ready(),
-        known: slot.known(),
-        unknown_since: slot.unknown_since().map(timestamp),
-        reason: slot.reason(),
-    }
-}
-
-fn wire_phase(phase: Phase) -> WirePhase {
-    match phase {
-        Phase::Loading => WirePhase::Loading,
-        Phase::Unregistered => WirePhase::Unregistered,
-        Phase::Registering => WirePhase::Registering,
-        Phase::Active => WirePhase::Active,
-        Phase::Lapsed => WirePhase::Lapsed,
-        Phase::Refused => WirePhase::Refused,
-        Phase::Draining => WirePhase::Draining,
     }
 }
