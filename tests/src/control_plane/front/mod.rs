@@ -32,7 +32,7 @@ use self::{
 };
 use super::{
     frames::Call,
-    link::{LinkError, ResponseStream},
+    link::{LinkError, ProxyLink, ResponseStream},
     secrets::{bearer, same},
     state::State,
 };
@@ -102,18 +102,14 @@ async fn carry(state: &Arc<State>, cluster: &str, call: Call, kind: Kind) -> Res
     };
     match kind {
         Kind::Plain => match link.request(&call).await {
+            // An answer that does not fit into one frame comes in pieces; asking twice changes nothing for a read.
+            Ok(answer) if answer.status == StatusCode::PAYLOAD_TOO_LARGE && call.method == "GET" => {
+                in_pieces(&link, &call).await
+            }
             Ok(answer) => respond(answer.status, &answer.headers, Body::from(answer.body)),
             Err(error) => failed(&call, &error),
         },
-        Kind::Follow => match link.stream(&call).await {
-            Ok(stream) => {
-                let (status, headers) = (stream.status(), stream.headers().to_vec());
-                let (sender, body) = mpsc::channel(BODY_QUEUE);
-                tokio::spawn(follow(stream, sender));
-                respond(status, &headers, Body::from_stream(ReceiverStream::new(body)))
-            }
-            Err(error) => failed(&call, &error),
-        },
+        Kind::Follow => in_pieces(&link, &call).await,
         Kind::Watch => {
             let watch = watch::Watch::new(Arc::clone(state), cluster, &call);
             match link.stream(watch.call()).await {
@@ -126,6 +122,18 @@ async fn carry(state: &Arc<State>, cluster: &str, call: Call, kind: Kind) -> Res
                 Err(error) => failed(&call, &error),
             }
         }
+    }
+}
+
+async fn in_pieces(link: &ProxyLink, call: &Call) -> Response {
+    match link.stream(call).await {
+        Ok(stream) => {
+            let (status, headers) = (stream.status(), stream.headers().to_vec());
+            let (sender, body) = mpsc::channel(BODY_QUEUE);
+            tokio::spawn(follow(stream, sender));
+            respond(status, &headers, Body::from_stream(ReceiverStream::new(body)))
+        }
+        Err(error) => failed(call, &error),
     }
 }
 

@@ -85,6 +85,8 @@ pub struct LinkLimits {
     pub max_frame_out: usize,
     /// The largest message that is read: a body of 8 MiB in base64, and its frame.
     pub max_frame_in: usize,
+    /// Bytes that wait for one caller before its stream is ended: one body of the largest size there is.
+    pub queue_bytes: usize,
     /// Time between two WebSocket pings.
     pub ping_interval: Duration,
     /// Silence after which the link is taken for dead.
@@ -97,6 +99,7 @@ impl Default for LinkLimits {
             call_timeout: Duration::from_secs(60),
             max_frame_out: 1024 * 1024,
             max_frame_in: 16 * 1024 * 1024,
+            queue_bytes: 8 * 1024 * 1024,
             ping_interval: Duration::from_secs(10),
             silence: Duration::from_secs(30),
         }
@@ -214,7 +217,7 @@ impl ProxyLink {
     {
         let (out, queue) = mpsc::channel(OUT_QUEUE);
         let shared = Arc::new(Shared {
-            table: Table::default(),
+            table: Table::new(limits.queue_bytes),
             out,
             stall: watch::Sender::new(false),
             close: CancellationToken::new(),

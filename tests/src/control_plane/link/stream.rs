@@ -31,8 +31,9 @@ pub struct End {
 
 impl ResponseStream {
     pub(super) fn new(waiting: Waiting, first: Frame, shared: Arc<Shared>) -> Self {
+        // A whole answer in its first frame is an ordinary one: its status says how it went, its body is complete.
         let whole = first.done || !(first.stream || first.chunk);
-        let end = whole.then(|| ending(&first.error));
+        let end = whole.then_some(Ok(()));
         let body = (!first.body.is_empty()).then_some(first.body);
         let (status, headers, stream_id) = (first.status, first.headers, first.stream_id);
         Self {
@@ -86,7 +87,9 @@ impl ResponseStream {
                     if answer.done {
                         self.end = Some(ending(&answer.error));
                     }
-                    if !answer.body.is_empty() {
+                    // Beside an error the body is a Status object about it, no piece of what was streamed.
+                    let piece = !(answer.done && !answer.error.is_empty());
+                    if piece && !answer.body.is_empty() {
                         return Some(Ok(answer.body));
                     }
                 }

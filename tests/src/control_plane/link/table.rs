@@ -21,8 +21,6 @@ use crate::control_plane::frames::Frame;
 
 /// Frames that wait for one caller: a burst of small watch events, far above what a caller that reads leaves behind.
 const QUEUE_FRAMES: usize = 1024;
-/// Bytes that wait for one caller: one body of the largest size the protocol allows.
-const QUEUE_BYTES: usize = 8 * 1024 * 1024;
 /// Requests open at once on one link; what is above is a leak in the caller.
 const MAX_OPEN: usize = 20_000;
 
@@ -76,14 +74,26 @@ struct Open {
 }
 
 /// All open requests of one link.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Table {
+    /// Bytes that may wait for one caller.
+    queue_bytes: usize,
     open: Mutex<Open>,
     next: AtomicU64,
     stray: AtomicU64,
 }
 
 impl Table {
+    /// No request is open.
+    pub(super) fn new(queue_bytes: usize) -> Self {
+        Self {
+            queue_bytes,
+            open: Mutex::default(),
+            next: AtomicU64::new(0),
+            stray: AtomicU64::new(0),
+        }
+    }
+
     /// Opens a request under a fresh id.
     pub(super) fn open(&self, stream: bool) -> Result<Waiting, LinkError> {
         let id = format!("cp-{}", self.next.fetch_add(1, Ordering::Relaxed));
@@ -128,7 +138,7 @@ impl Table {
         let mut cancel = None;
         if let Some(queue) = &entry.queue {
             let (length, queued) = (answer.body.len(), entry.shared.queued.load(Ordering::Relaxed));
-            let fits = queued == 0 || queued + length <= QUEUE_BYTES;
+            let fits = queued == 0 || queued + length <= self.queue_bytes;
             entry.shared.queued.fetch_add(length, Ordering::Relaxed);
             if !fits || queue.try_send(answer).is_err() {
                 // Of a reader that has gone nobody will ask for the reason.
@@ -184,6 +194,8 @@ impl Table {
 mod tests {
     use super::*;
 
+    const QUEUE_BYTES: usize = 100;
+
     fn frame(id: &str, length: usize) -> Frame {
         let body = vec![0; length].into();
         Frame {
@@ -198,7 +210,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_reader_that_is_too_slow_loses_its_own_stream_only() {
-        let table = Table::default();
+        let table = Table::new(QUEUE_BYTES);
         let (mut slow, mut other) = (table.open(true).unwrap(), table.open(true).unwrap());
         assert_eq!(table.dispatch(frame(&slow.id, QUEUE_BYTES)), None);
         assert_eq!(
@@ -222,7 +234,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_number_of_frames_is_bounded_too() {
-        let table = Table::default();
+        let table = Table::new(QUEUE_BYTES);
         let waiting = table.open(true).unwrap();
         for _ in 0..QUEUE_FRAMES {
             assert_eq!(table.dispatch(frame(&waiting.id, 0)), None);
@@ -232,7 +244,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_lost_link_ends_what_is_open_and_refuses_what_comes() {
-        let table = Table::default();
+        let table = Table::new(QUEUE_BYTES);
         let mut waiting = table.open(false).unwrap();
         let lost = LinkError::Lost("gone".to_owned());
         table.close(&lost);
@@ -242,7 +254,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_with_the_id_of_an_open_stream_does_not_end_it() {
-        let table = Table::default();
+        let table = Table::new(QUEUE_BYTES);
         let mut waiting = table.open(true).unwrap();
         table.dispatch(frame(&waiting.id, 1));
         table.dispatch(Frame {
@@ -263,7 +275,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_plain_answer_ends_its_request() {
-        let table = Table::default();
+        let table = Table::new(QUEUE_BYTES);
         let (mut plain, mut refused) = (table.open(false).unwrap(), table.open(true).unwrap());
         table.dispatch(Frame {
             id: plain.id.clone(),

@@ -361,6 +361,47 @@ async fn followed_logs_stream_and_a_cut_is_no_end() {
 }
 
 #[tokio::test]
+async fn the_status_beside_an_error_is_no_line_of_a_log() {
+    let control_plane = plain().await;
+    let (id, mut peer, _) = Peer::linked(&control_plane).await;
+    let caller = Caller::of(&control_plane, &id);
+    let log = caller.call("GET", "/api/v1/namespaces/n/pods/p/log");
+    let script = async {
+        let request = peer.next().await.unwrap();
+        peer.begin(&request).await;
+        let status = base64(r#"{"kind":"Status"}"#);
+        peer.send(
+            json!({ "id": request["id"], "stream": true, "done": true, "error": "gone", "body": status }),
+        )
+        .await;
+    };
+    let (response, ()) = tokio::join!(log.send(), script);
+    assert!(response.unwrap().chunk().await.is_err());
+}
+
+#[tokio::test]
+async fn a_list_that_does_not_fit_into_a_frame_comes_in_pieces() {
+    let control_plane = plain().await;
+    let (id, mut peer, _) = Peer::linked(&control_plane).await;
+    let caller = Caller::of(&control_plane, &id);
+    let list = caller.call("GET", "/api/v1/configmaps");
+    let script = async {
+        let request = peer.next().await.unwrap();
+        assert_eq!(request["stream"], false);
+        peer.answer(&request, 413, r#"{"kind":"Status","code":413}"#)
+            .await;
+        let request = peer.next().await.unwrap();
+        assert_eq!(request["stream"], true);
+        peer.begin(&request).await;
+        peer.chunk(&request, "{").await;
+        peer.chunk(&request, "}").await;
+        peer.done(&request, "").await;
+    };
+    let (response, ()) = tokio::join!(list.send(), script);
+    assert_eq!(response.unwrap().text().await.unwrap(), "{}");
+}
+
+#[tokio::test]
 async fn many_watches_share_one_link() {
     const WATCHES: usize = 50;
     let control_plane = plain().await;
@@ -427,7 +468,7 @@ async fn a_kubeconfig_names_the_front_its_authority_and_its_token() {
 
 #[tokio::test]
 async fn a_caller_that_reads_slowly_loses_no_event() {
-    let control_plane = plain().await;
+    let control_plane = start(|config| config.link.queue_bytes = 256 * 1024).await;
     let (id, mut peer, _) = Peer::linked(&control_plane).await;
     let caller = Caller::of(&control_plane, &id);
     let begin = async {
@@ -438,7 +479,7 @@ async fn a_caller_that_reads_slowly_loses_no_event() {
     let path = "/api/v1/pods?watch=true&resourceVersion=1";
     let (mut events, mut request) = tokio::join!(caller.watch(path), begin);
     // Nobody reads: buffers of the connection fill first, then the queue of the stream, and then it is ended.
-    let padding = "x".repeat(256 * 1024);
+    let padding = "x".repeat(64 * 1024);
     let mut sent = 1;
     loop {
         sent += 1;

@@ -130,7 +130,7 @@ async fn a_dropped_stream_is_cancelled() {
 
 #[tokio::test]
 async fn a_reader_that_stalls_costs_its_own_stream_only() {
-    let control_plane = plain().await;
+    let control_plane = start(|config| config.link.queue_bytes = 256 * 1024).await;
     let (_, mut peer, link) = Peer::linked(&control_plane).await;
     let call = Call::get("/api/v1/pods").query("watch", "true");
     let begin = async {
@@ -140,7 +140,7 @@ async fn a_reader_that_stalls_costs_its_own_stream_only() {
     };
     let (stalled, flood) = tokio::join!(link.stream(&call), begin);
     let mut stalled = stalled.unwrap();
-    let piece = "x".repeat(64 * 1024);
+    let piece = "x".repeat(4 * 1024);
     let script = async {
         for _ in 0..200 {
             peer.chunk(&flood, &piece).await;
