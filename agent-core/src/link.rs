@@ -11,7 +11,12 @@
 //! siblings are gone or the deadline is near.
 
 use std::{
-    collections::VecDeque, fs::OpenOptions, io::Write as _, path::PathBuf, pin::Pin, sync::Arc,
+    collections::VecDeque,
+    fs::OpenOptions,
+    io::Write as _,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
     time::Duration,
 };
 
@@ -31,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::{
-    config::TokenSource,
+    config::{TERMINATION_LOG, TokenSource},
     control_plane::{BeatOutcome, ControlPlane, RegisterOutcome},
     events::{EventKind, Events},
     hub::Hub,
@@ -497,15 +502,18 @@ fn now_wall() -> prost_types::Timestamp {
     std::time::SystemTime::now().into()
 }
 
-/// Kubernetes shows this text in the container's last state. Elsewhere the file does not exist, and is not made.
-fn write_termination_log(path: &std::path::Path, sentence: &str) {
+/// Kubernetes shows this text in the container's last state. The default path exists only in a pod and is not made
+/// elsewhere; one that the owner names is.
+fn write_termination_log(path: &Path, sentence: &str) {
+    let create = path != Path::new(TERMINATION_LOG);
     let written = OpenOptions::new()
         .write(true)
         .truncate(true)
+        .create(create)
         .open(path)
         .and_then(|mut file| file.write_all(sentence.as_bytes()));
     if let Err(error) = written
-        && error.kind() != std::io::ErrorKind::NotFound
+        && (create || error.kind() != std::io::ErrorKind::NotFound)
     {
         warn!(%error, path = %path.display(), "cannot write the termination log");
     }

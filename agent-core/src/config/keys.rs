@@ -267,7 +267,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("proxy.dial_ca_file"),
     Key::new("proxy.dial_mode"),
     Key::new("proxy.allow_insecure").shape(Shape::Switch),
-    Key::new("proxy.lease"),
+    Key::new("proxy.lease").env(&["PIPEOPS_LEASE_NAME"]),
     // Local server and page.
     Key::new("server.enable_websocket")
         .env(&["PIPEOPS_ENABLE_WEBSOCKET"])

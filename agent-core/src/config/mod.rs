@@ -38,6 +38,8 @@ pub use self::{
 };
 use self::{raw::Raw, read::Reader};
 
+/// Where the kubelet looks for a container's last words.
+pub(crate) const TERMINATION_LOG: &str = "/dev/termination-log";
 /// Where the hosted control plane is (seed 003).
 const DEFAULT_API_URL: &str = "https://api.pipeops.sh";
 /// Beat of profile `classic` (seed 003).
@@ -181,7 +183,7 @@ fn read_config(reader: &mut Reader<'_>) -> Option<Config> {
         .url("telemetry.otlp_endpoint", &["http", "https"])
         .map(|url| url.to_string());
     let addresses_file = reader.path("process.addresses_file");
-    let termination_log = reader.path_or("process.termination_log", "/dev/termination-log");
+    let termination_log = reader.path_or("process.termination_log", TERMINATION_LOG);
     let edge_tunnel_dir = reader.path_or("process.edge_tunnel_dir", "/run/pipeops/edge-tunnel");
     let edge_proxy_dir = reader.path_or("process.edge_proxy_dir", "/run/pipeops/edge-proxy");
     let control_plane = control_plane(reader)?;

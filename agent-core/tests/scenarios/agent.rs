@@ -74,7 +74,6 @@ impl Agent {
         if !dir.join("token").exists() {
             std::fs::write(dir.join("token"), "cp-token\n").unwrap();
         }
-        std::fs::write(dir.join("termination-log"), "").unwrap();
         let config =
             config::load(&BTreeMap::new(), None, &Env::from_pairs(env)).unwrap_or_else(|e| panic!("{e}"));
         let supervisor = Supervisor::new(config.drain_timeout);
