@@ -11,8 +11,8 @@ use harness::{
 };
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, Command},
+    io::{AsyncBufReadExt as _, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
 };
 
 use super::{Installed, told};
@@ -288,7 +288,12 @@ async fn people_look_inside(installed: &Installed) -> Result<String> {
     Ok(operator.clone())
 }
 
-async fn port_forward(cluster: &RealCluster, pod: &str, port: u16) -> Result<(String, Child)> {
+/// A port-forward; it ends when what is returned is dropped. kubectl must be able to go on writing.
+async fn port_forward(
+    cluster: &RealCluster,
+    pod: &str,
+    port: u16,
+) -> Result<(String, (Child, Lines<BufReader<ChildStdout>>))> {
     let mut child = Command::new("kubectl")
         .arg("--kubeconfig")
         .arg(cluster.kubeconfig()?)
@@ -312,7 +317,7 @@ async fn port_forward(cluster: &RealCluster, pod: &str, port: u16) -> Result<(St
         .strip_prefix("Forwarding from ")
         .and_then(|rest| rest.split(' ').next())
         .context(line.clone())?;
-    Ok((address.to_owned(), child))
+    Ok((address.to_owned(), (child, lines)))
 }
 
 async fn grpcurl(args: &[&str]) -> Result<String> {
