@@ -96,10 +96,15 @@ pub(crate) async fn running(config: ClientConfig) -> Running {
     }
 }
 
+/// How a session ended; one that does not end fails the test.
+pub(crate) async fn ended(driver: JoinHandle<SessionEnd>) -> SessionEnd {
+    timeout(PATIENCE, driver).await.unwrap().unwrap()
+}
+
 impl Running {
     /// How the session ended.
     pub(crate) async fn end(self) -> SessionEnd {
-        timeout(PATIENCE, self.driver).await.unwrap().unwrap()
+        ended(self.driver).await
     }
 
     /// Opens a channel as number `peer` of the double, which the client accepts.

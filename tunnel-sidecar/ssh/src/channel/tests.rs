@@ -96,13 +96,22 @@ fn only_a_window_that_limits_grows_and_not_beyond_the_limits() {
     assert_eq!((rounds, table.committed), (4, 16 << 20));
     // A consumer that lags is no reason to grow.
     while table.next_event().is_some() {}
-    let (lagging, _) = open(&mut table, 2);
+    let (lagging, window) = open(&mut table, 2);
     table.probe_start();
-    for _ in 0..2 {
+    for _ in 0..window / (32 << 10) {
         table.receive(&data_message(lagging, &vec![0; 32 << 10])).unwrap();
     }
-    table.read(lagging, &mut [0; 60 << 10]);
+    let most = window as usize / 8 * 7;
+    assert_eq!(table.read(lagging, &mut vec![0; most]), Read::Data(most));
     assert!(!table.probe_done());
+    // Once it keeps up, there is.
+    table.probe_start();
+    while let Read::Data(_) = table.read(lagging, &mut vec![0; most]) {}
+    for _ in 0..most / (32 << 10) {
+        table.receive(&data_message(lagging, &vec![0; 32 << 10])).unwrap();
+        while let Read::Data(_) = table.read(lagging, &mut vec![0; most]) {}
+    }
+    assert!(table.probe_done());
 }
 
 /// What the other side does, or the consumer.

@@ -1,7 +1,7 @@
 //! Channels: what flows, what stalls, and what ends the session.
 
 use crate::{
-    double::{Running, channel_message, config, data_message, open_message, running},
+    double::{Running, channel_message, config, data_message, ended, open_message, running},
     wire::Reader,
     *,
 };
@@ -401,7 +401,7 @@ async fn what_a_server_may_not_do() {
             session,
             mut events,
         } = running;
-        let end = driver.await.unwrap();
+        let end = ended(driver).await;
         assert!(
             matches!(&end, SessionEnd::Protocol(error) if expected(error)),
             "{name}: {end:?}"

@@ -2,7 +2,7 @@
 
 use crate::{
     cipher::Cipher,
-    double::{config, running, start},
+    double::{config, ended, running, start},
     hostkey::{HostKeyAlgorithm, tests::TestKey},
     kexinit::STRICT_SERVER,
     *,
@@ -38,7 +38,7 @@ async fn every_method_host_key_and_cipher() {
                 assert_eq!(session.fingerprint(), Fingerprint::of(&double.key.blob()));
                 assert!(double.is_quiet().await);
                 session.disconnect("bye");
-                assert!(matches!(driver.await.unwrap(), SessionEnd::Local));
+                assert!(matches!(ended(driver).await, SessionEnd::Local));
             }
         }
     }

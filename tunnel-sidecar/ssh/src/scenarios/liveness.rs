@@ -1,7 +1,7 @@
 //! Pings, ends, and what the WebSocket below may do.
 
 use crate::{
-    double::{config, data_message, running},
+    double::{config, data_message, ended, running},
     websocket::Opcode,
     *,
 };
@@ -64,7 +64,7 @@ async fn leaving_says_why_and_flushes_what_was_written() {
     assert_eq!(good_bye, b"\x01\0\0\0\x0b\0\0\0\x08draining\0\0\0\0");
     assert_eq!(running.double.receive().await, [0_u8; 0]);
     assert_eq!(running.double.controls, [(Opcode::Close, vec![0x03, 0xe8])]);
-    assert!(matches!(running.driver.await.unwrap(), SessionEnd::Local));
+    assert!(matches!(ended(running.driver).await, SessionEnd::Local));
     assert_eq!(
         channel.read(&mut [0; 4]).await.unwrap_err().kind(),
         ErrorKind::ConnectionReset
@@ -85,7 +85,7 @@ async fn leaving_has_a_deadline() {
     }
     assert!(!writing.is_finished(), "the pipe and the queue are full");
     running.session.disconnect("leaving");
-    assert!(matches!(running.driver.await.unwrap(), SessionEnd::Local));
+    assert!(matches!(ended(running.driver).await, SessionEnd::Local));
     assert!(writing.await.unwrap().is_err());
 }
 
@@ -93,14 +93,14 @@ async fn leaving_has_a_deadline() {
 async fn the_servers_ends() {
     let quiet = running(config()).await;
     drop(quiet.double);
-    assert!(matches!(quiet.driver.await.unwrap(), SessionEnd::Closed));
+    assert!(matches!(ended(quiet.driver).await, SessionEnd::Closed));
 
     let mut polite = running(config()).await;
     polite
         .double
         .send(&transport::disconnect_message(11, "shutting down"))
         .await;
-    let end = polite.driver.await.unwrap();
+    let end = ended(polite.driver).await;
     assert_eq!(
         end.to_string(),
         "the chisel server disconnected: shutting down (code 11)"
@@ -111,7 +111,7 @@ async fn the_servers_ends() {
         .double
         .send_frame(Opcode::Close, &1001_u16.to_be_bytes())
         .await;
-    assert!(matches!(closing.driver.await.unwrap(), SessionEnd::Closed));
+    assert!(matches!(ended(closing.driver).await, SessionEnd::Closed));
     assert_eq!(closing.double.receive().await, [0_u8; 0]);
     assert_eq!(closing.double.controls, [(Opcode::Close, vec![0x03, 0xe8])]);
 }
@@ -123,7 +123,7 @@ async fn a_changed_packet_ends_the_session() {
     let last = packet.len() - 1;
     packet[last] ^= 1;
     running.double.send_bytes(&packet).await;
-    let end = running.driver.await.unwrap();
+    let end = ended(running.driver).await;
     assert!(
         matches!(end, SessionEnd::Protocol(ProtocolError::Integrity)),
         "{end:?}"

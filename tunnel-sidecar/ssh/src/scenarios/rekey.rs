@@ -1,7 +1,7 @@
 //! Key exchanges after the first.
 
 use crate::{
-    double::{config, data_message, running},
+    double::{config, data_message, ended, running},
     hostkey::{HostKeyAlgorithm, tests::TestKey},
     *,
 };
@@ -160,7 +160,7 @@ async fn what_waits_for_keys_is_bounded() {
             }
         }
     });
-    let end = running.driver.await.unwrap();
+    let end = ended(running.driver).await;
     assert!(
         matches!(end, SessionEnd::Protocol(ProtocolError::HeldBack)),
         "{end:?}"
