@@ -88,7 +88,7 @@ impl ResponseStream {
                         self.end = Some(ending(&answer.error));
                     }
                     // Beside an error the body is a Status object about it, no piece of what was streamed.
-                    let piece = !(answer.done && !answer.error.is_empty());
+                    let piece = !answer.done || answer.error.is_empty();
                     if piece && !answer.body.is_empty() {
                         return Some(Ok(answer.body));
                     }
