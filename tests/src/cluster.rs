@@ -79,6 +79,7 @@ impl RealCluster {
         let host = self.host_address()?;
         let mut config = ControlPlaneConfig::new(token);
         config.listen = (host, 0).into();
+        config.front_listen = Some((host, 0).into());
         config.public_host = host.to_string();
         config.tls = true;
         config.chisel_tls = true;
