@@ -21,6 +21,7 @@ use super::{
     log_stream::LogStream,
     mutate,
     negotiate::{self, Form},
+    openapi,
     requests::{self, Request},
     resources::RESOURCES,
     review,
@@ -201,6 +202,10 @@ async fn answer(
                 None if parts.len() == 2 => Ok(Answer::NotFound),
                 None => Err(Status::no_such_resource()),
             };
+        }
+        Route::OpenApi(parts) => {
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+            return Ok(openapi::answer(&parts).map_or(Answer::NotFound, |value| Answer::Object(200, value)));
         }
         Route::Review(name) => {
             call.body = read(incoming).await?;

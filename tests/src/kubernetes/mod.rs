@@ -13,7 +13,7 @@
 //! ```
 //!
 //! What it promises, [`contract`] checks, here and against a real kube-apiserver. Known limits: protobuf is read for
-//! a few kinds and never written, no OpenAPI, no exec, attach or port-forward; pods are deleted at once without a grace period; apply has no field
+//! a few kinds and never written, no OpenAPI schemas, no exec, attach or port-forward; pods are deleted at once without a grace period; apply has no field
 //! ownership; strategic merge as [`patch`] says; unknown fields are kept.
 
 mod api;
@@ -35,6 +35,7 @@ mod logs;
 mod mutate;
 mod negotiate;
 mod object;
+mod openapi;
 pub mod patch;
 mod protobuf;
 mod requests;

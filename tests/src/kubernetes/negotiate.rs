@@ -149,7 +149,7 @@ mod tests {
         );
         assert_eq!(accept("*/*"), Ok(Form::Json));
         assert_eq!(
-            accept("application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"),
+            accept("application/json;as=APIGroupDiscoveryList;g=apidiscovery.k8s.io;v=v2"),
             Err(406)
         );
         assert_eq!(accept("application/vnd.kubernetes.protobuf"), Err(406));

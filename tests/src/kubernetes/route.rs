@@ -16,6 +16,8 @@ pub enum Route {
     Version,
     /// `/api`, `/apis`, `/apis/<group>`, `/apis/<group>/<version>`.
     Discovery(Vec<String>),
+    /// `/openapi/v3` and what lies below.
+    OpenApi(Vec<String>),
     /// `/_sim/…`.
     Control(String),
     /// Reviews, which are created and never stored.
@@ -47,6 +49,7 @@ pub fn route(path: &str) -> Route {
     match names.as_slice() {
         ["healthz" | "livez" | "readyz", ..] => Route::Health,
         ["version"] => Route::Version,
+        ["openapi", "v3", ..] => Route::OpenApi(parts.into_iter().skip(2).collect()),
         ["_sim", rest @ ..] => Route::Control(rest.join("/")),
         ["api"] | ["apis"] | ["api", "v1"] | ["apis", _] | ["apis", _, _] => Route::Discovery(parts),
         [

@@ -84,12 +84,14 @@ pub async fn live(cluster: Arc<Cluster>) {
             }
         };
         tokio::select! {
-            () = due => cluster.tick(),
+            // First, so that no tick that is due at the same moment slips through a pause.
+            biased;
             changed = changes.changed() => {
                 if changed.is_err() {
                     return;
                 }
             }
+            () = due => cluster.tick(),
         }
     }
 }

@@ -152,6 +152,43 @@ pub(super) async fn refusals_are_status_objects(client: &ContractClient) -> Resu
     Ok(())
 }
 
+pub(super) async fn who_has_no_role_is_forbidden(client: &ContractClient) -> Result<()> {
+    let ask = async |method: Method, path: &str| {
+        let request = client
+            .request(method, path)
+            .header("Impersonate-User", "nobody")
+            .json(&json!({}));
+        ContractClient::send(request).await?.refused(403, "Forbidden")
+    };
+    let place = format!("in the namespace \"{}\"", client.namespace());
+    let status = ask(Method::GET, &client.core("configmaps")).await?;
+    let expected = format!(
+        "configmaps is forbidden: User \"nobody\" cannot list resource \"configmaps\" in API group \"\" {place}"
+    );
+    ensure!(
+        status["message"] == expected && status["details"] == json!({"kind": "configmaps"}),
+        "{status}"
+    );
+    let status = ask(Method::GET, &client.core("pods/x/log")).await?;
+    let expected = format!(
+        "pods \"x\" is forbidden: User \"nobody\" cannot get resource \"pods/log\" in API group \"\" {place}"
+    );
+    ensure!(status["message"] == expected, "{status}");
+    ensure!(
+        status["details"] == json!({"name": "x", "kind": "pods"}),
+        "{status}"
+    );
+    let status = ask(Method::DELETE, &client.group("apps", "deployments/x")).await?;
+    let expected = format!(
+        "deployments.apps \"x\" is forbidden: User \"nobody\" cannot delete resource \"deployments\" in API group \"apps\" {place}"
+    );
+    ensure!(status["message"] == expected, "{status}");
+    let status = ask(Method::GET, "/api/v1/nodes").await?;
+    let expected = "nodes is forbidden: User \"nobody\" cannot list resource \"nodes\" in API group \"\" at the cluster scope";
+    ensure!(status["message"] == expected, "{status}");
+    Ok(())
+}
+
 pub(super) async fn large_answers_are_compressed_on_request(client: &ContractClient) -> Result<()> {
     let name = "large";
     let filling = "x".repeat(200_000);
@@ -190,6 +227,10 @@ pub(super) async fn large_answers_are_compressed_on_request(client: &ContractCli
 }
 
 pub(super) async fn tables_for_people(client: &ContractClient) -> Result<()> {
+    client
+        .post(&client.core("configmaps"), &json!({"metadata": {"name": "row"}}))
+        .await?
+        .expect(201)?;
     let path = client.core("configmaps?limit=1");
     let accept = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json";
     let table = ContractClient::send(client.request(Method::GET, &path).header(header::ACCEPT, accept))
@@ -211,5 +252,41 @@ pub(super) async fn tables_for_people(client: &ContractClient) -> Result<()> {
         "{row}"
     );
     ensure!(row["object"]["kind"] == "PartialObjectMetadata", "{row}");
+    Ok(())
+}
+
+pub(super) async fn metadata_for_those_who_count(client: &ContractClient) -> Result<()> {
+    let ask = async |path: &str, form: &str| {
+        let accept = format!("application/json;as={form};g=meta.k8s.io;v=v1");
+        ContractClient::send(client.request(Method::GET, path).header(header::ACCEPT, accept))
+            .await?
+            .expect(200)
+    };
+    let list = ask("/api/v1/namespaces?limit=1", "PartialObjectMetadataList").await?;
+    ensure!(
+        list["kind"] == "PartialObjectMetadataList" && list["apiVersion"] == "meta.k8s.io/v1",
+        "{list}"
+    );
+    ensure!(
+        list["metadata"]["remainingItemCount"]
+            .as_u64()
+            .is_some_and(|count| count > 0),
+        "{list}"
+    );
+    let item = &list["items"][0];
+    ensure!(
+        item["metadata"]["name"].is_string() && item.get("spec").is_none(),
+        "{item}"
+    );
+    let one = ask(
+        &client.core("configmaps/kube-root-ca.crt"),
+        "PartialObjectMetadata",
+    )
+    .await?;
+    ensure!(
+        one["kind"] == "PartialObjectMetadata" && one.get("data").is_none(),
+        "{one}"
+    );
+    ensure!(one["metadata"]["name"] == "kube-root-ca.crt", "{one}");
     Ok(())
 }

@@ -16,7 +16,7 @@ async fn the_contract_holds_here() {
     let client = admin(&simulation).with_log_pod("shop", &pod);
     let outcomes = contract::check(&client).await;
     assert_eq!(contract::failures(&outcomes), "");
-    assert_eq!(outcomes.len(), 33, "every scenario ran");
+    assert_eq!(outcomes.len(), 35, "every scenario ran");
 }
 
 fn fixed(seed: u64) -> SimulationConfig {

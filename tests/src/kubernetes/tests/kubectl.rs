@@ -118,7 +118,7 @@ async fn apply_change_and_delete() {
     let dir = dir.path();
     let file = dir.join("manifest.yaml");
     std::fs::write(&file, MANIFEST).unwrap();
-    let apply = format!("apply --validate=false -f {}", file.display());
+    let apply = format!("apply -f {}", file.display());
     assert_eq!(
         kubectl(dir, &apply).await,
         "configmap/mine created\ndeployment.apps/mine created\n"
@@ -157,10 +157,7 @@ async fn apply_change_and_delete() {
     );
     kubectl(
         dir,
-        &format!(
-            "apply --server-side --force-conflicts --validate=false -f {}",
-            file.display()
-        ),
+        &format!("apply --server-side --force-conflicts -f {}", file.display()),
     )
     .await;
     kubectl(dir, "delete configmap mine -n shop").await;
