@@ -57,6 +57,7 @@ const OPERATOR_METHODS: &[&str] = &["/pipeops.agent.v1.Proxy/*", "/pipeops.agent
 
 /// While the apiserver does not answer, it is asked so often; while it does, calls tell.
 const PROBE_DOWN: Duration = Duration::from_secs(2);
+const PROBE_AGAIN: Duration = Duration::from_millis(250);
 const PROBE_UP: Duration = Duration::from_secs(30);
 /// How often a draining process looks whether the calls that end by themselves have ended.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -264,9 +265,13 @@ impl Bound {
             link::report(channel, reporter.clone(), supervisor.clone()),
         );
 
-        let routes = Routes::new(ProxyServer::new(ProxyService::new(engine.clone(), reporter)))
-            .add_service(GatewayServer::new(GatewayService::new(engine.clone())))
-            .add_service(ProcessServer::new(process(self.log_filter, supervisor.clone())));
+        let routes = Routes::new(ProxyServer::new(ProxyService::new(
+            engine.clone(),
+            reporter,
+            supervisor.clone(),
+        )))
+        .add_service(GatewayServer::new(GatewayService::new(engine.clone())))
+        .add_service(ProcessServer::new(process(self.log_filter, supervisor.clone())));
         let access = Access::new()
             .allow(Role::Core, config.edge_token(), CORE_METHODS)
             .allow(Role::Operator, config.operator_token(), OPERATOR_METHODS);
@@ -340,7 +345,11 @@ async fn probe(engine: Engine, shared: Shared, supervisor: Supervisor) {
                     PROBE_DOWN
                 }
             };
-            tokio::time::sleep(pause).await;
+            // One call that found no answer is asked about at once, not only at the next turn.
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = shared.upstream_lost() => tokio::time::sleep(PROBE_AGAIN).await,
+            }
         }
     };
     tokio::select! { () = work => {}, () = supervisor.draining() => {} }

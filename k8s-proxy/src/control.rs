@@ -9,6 +9,7 @@ use proto::v1::{
     ListStreamsRequest, ListStreamsResponse, ProxyReport, StreamEvent, WatchStreamsRequest,
     proxy_server::Proxy, stream_event::Kind,
 };
+use runtime::supervise::Supervisor;
 use tokio_stream::{StreamExt as _, wrappers::BroadcastStream};
 use tonic::{Request, Response, Status};
 
@@ -26,12 +27,17 @@ use crate::{
 pub struct ProxyService {
     engine: Engine,
     reporter: Reporter,
+    supervisor: Supervisor,
 }
 
 impl ProxyService {
-    /// Over the engine and its reports.
-    pub fn new(engine: Engine, reporter: Reporter) -> Self {
-        Self { engine, reporter }
+    /// Over the engine and its reports. Watchers of streams are let go at the drain of `supervisor`.
+    pub fn new(engine: Engine, reporter: Reporter, supervisor: Supervisor) -> Self {
+        Self {
+            engine,
+            reporter,
+            supervisor,
+        }
     }
 }
 
@@ -76,7 +82,10 @@ impl Proxy for ProxyService {
             Ok(event) => Some(Ok(event)),
             Err(_) => Some(Err(Status::data_loss("this watcher was too slow: watch again"))),
         });
-        Ok(Response::new(Box::pin(tokio_stream::iter(open).chain(changes))))
+        let supervisor = self.supervisor.clone();
+        let over = Box::pin(async move { supervisor.draining().await });
+        let events = futures_util::StreamExt::take_until(tokio_stream::iter(open).chain(changes), over);
+        Ok(Response::new(Box::pin(events)))
     }
 
     async fn cancel_stream(

@@ -71,10 +71,10 @@ pub fn clean_response(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether the caller asks for a two-way connection.
+/// Whether the caller asks for a two-way connection. An offer to go on in HTTP/2 (`h2c`) is none: it may be left
+/// unanswered, and clients make it without being asked.
 pub fn wants_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::UPGRADE)
-        || list(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
+    list(headers, &header::UPGRADE).any(|protocol| !protocol.eq_ignore_ascii_case("h2c"))
 }
 
 /// The token of `Authorization: Bearer …`.
@@ -197,8 +197,18 @@ mod tests {
 
     #[test]
     fn small_readers() {
-        assert!(wants_upgrade(&map(&[("Connection", "keep-alive, Upgrade")])));
-        assert!(wants_upgrade(&map(&[("Upgrade", "SPDY/3.1")])));
+        for (upgrade, expected) in [
+            ("websocket", true),
+            ("SPDY/3.1", true),
+            ("h2c", false),
+            ("h2c, websocket", true),
+        ] {
+            assert_eq!(
+                wants_upgrade(&map(&[("Connection", "Upgrade"), ("Upgrade", upgrade)])),
+                expected,
+                "{upgrade}"
+            );
+        }
         assert!(!wants_upgrade(&map(&[("Connection", "keep-alive")])));
         assert_eq!(bearer(&map(&[("Authorization", "bearer  x ")])), Some("x"));
         assert_eq!(bearer(&map(&[("Authorization", "Basic x")])), None);

@@ -172,7 +172,7 @@ async fn one_spec_stream(channel: LocalChannel, instance_id: String, applier: &m
     }
 }
 
-/// Reports until everything has to go: the drain itself is worth a report.
+/// Reports until the drain; agent-core knows of that by itself.
 pub async fn report(channel: LocalChannel, reporter: Reporter, supervisor: Supervisor) {
     let work = async {
         let mut backoff = Backoff::new(BACKOFF);

@@ -7,7 +7,7 @@ use std::sync::{
 
 use proto::v1::ProxySpec;
 use runtime::conditions::{Conditions, Status};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     identity::Accepted,
@@ -39,6 +39,7 @@ struct Inner {
     own_scope: Scope,
     scope: Mutex<Scope>,
     upstream_up: AtomicBool,
+    upstream_lost: Notify,
     requests: AtomicU64,
     refused: AtomicU64,
     rewatched: AtomicU64,
@@ -68,6 +69,7 @@ impl Shared {
             scope: Mutex::new(own_scope.or(&Scope::default())),
             own_scope,
             upstream_up: AtomicBool::new(false),
+            upstream_lost: Notify::new(),
             requests: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             rewatched: AtomicU64::new(0),
@@ -134,8 +136,15 @@ impl Shared {
 
     /// The apiserver could not be reached.
     pub fn upstream_failed(&self, why: &str) {
-        self.inner.upstream_up.store(false, Relaxed);
+        if self.inner.upstream_up.swap(false, Relaxed) {
+            self.inner.upstream_lost.notify_one();
+        }
         self.inner.conditions.set(UPSTREAM, Status::False, why);
+    }
+
+    /// Resolves when the apiserver, which answered before, could not be reached.
+    pub async fn upstream_lost(&self) {
+        self.inner.upstream_lost.notified().await;
     }
 
     pub(crate) fn count_request(&self) {

@@ -232,8 +232,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn read(method: Method, uri: &str) -> Target {
-        Target::read(&method, &uri.parse().unwrap(), false)
+    fn read(method: &Method, uri: &str) -> Target {
+        Target::read(method, &uri.parse().unwrap(), false)
     }
 
     #[test]
@@ -297,7 +297,7 @@ mod tests {
             ("GET", "/api/v1/", "get - - -"),
             ("BREW", "/version", "unknown - - -"),
         ] {
-            let target = read(method.parse().unwrap(), uri);
+            let target = read(&method.parse().unwrap(), uri);
             let dash = |text: &str| {
                 if text.is_empty() {
                     "-".to_owned()
@@ -318,23 +318,23 @@ mod tests {
 
     #[test]
     fn endless_answers_are_known() {
-        assert!(read(Method::GET, "/api/v1/pods?watch=1").endless());
-        assert!(read(Method::GET, "/api/v1/namespaces/a/pods/x/log?follow=true").endless());
-        assert!(!read(Method::GET, "/api/v1/namespaces/a/pods/x/log").endless());
-        assert!(!read(Method::POST, "/api/v1/pods?watch=1").endless());
+        assert!(read(&Method::GET, "/api/v1/pods?watch=1").endless());
+        assert!(read(&Method::GET, "/api/v1/namespaces/a/pods/x/log?follow=true").endless());
+        assert!(!read(&Method::GET, "/api/v1/namespaces/a/pods/x/log").endless());
+        assert!(!read(&Method::POST, "/api/v1/pods?watch=1").endless());
     }
 
     #[test]
     fn a_route_names_no_object() {
         assert_eq!(
-            read(Method::GET, "/apis/apps/v1/namespaces/a/deployments/x/scale").route(),
+            read(&Method::GET, "/apis/apps/v1/namespaces/a/deployments/x/scale").route(),
             "/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale"
         );
         assert_eq!(
-            read(Method::GET, "/api/v1/namespaces/a").route(),
+            read(&Method::GET, "/api/v1/namespaces/a").route(),
             "/api/v1/namespaces/{name}"
         );
-        assert_eq!(read(Method::GET, "/openapi/v3/apis/apps").route(), "/openapi/v3");
+        assert_eq!(read(&Method::GET, "/openapi/v3/apis/apps").route(), "/openapi/v3");
     }
 
     proptest! {

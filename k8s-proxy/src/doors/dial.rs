@@ -292,6 +292,26 @@ mod tests {
     }
 
     #[test]
+    fn what_the_control_plane_asks_for_is_waited() {
+        let refused = |status: http::StatusCode, retry_after| ConnectError::Refused {
+            url: Url::parse("ws://localhost/").unwrap(),
+            status,
+            retry_after,
+            body: String::new(),
+        };
+        let asked = Some(Duration::from_secs(7));
+        assert_eq!(
+            advice(&refused(http::StatusCode::SERVICE_UNAVAILABLE, asked)),
+            asked
+        );
+        assert_eq!(
+            advice(&refused(http::StatusCode::UNAUTHORIZED, None)),
+            Some(REFUSED_PAUSE)
+        );
+        assert_eq!(advice(&refused(http::StatusCode::BAD_GATEWAY, None)), None);
+    }
+
+    #[test]
     fn a_credential_is_not_sent_in_clear_or_without_a_mode() {
         tls::install_provider();
         assert!(plan(&door("ws://127.0.0.1:1/x")).is_ok());

@@ -48,6 +48,7 @@ pub struct EngineBody {
     ticket: Ticket,
     cancelled: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     over: bool,
+    events: bool,
 }
 
 impl fmt::Debug for EngineBody {
@@ -61,6 +62,7 @@ impl fmt::Debug for EngineBody {
 
 impl EngineBody {
     pub(super) fn new(inner: Inner, ticket: Ticket) -> Self {
+        let events = matches!(inner, Inner::Watch(_));
         let cancelled = match &inner {
             Inner::Full(_) => None,
             Inner::Plain(_) | Inner::Watch(_) => ticket.cancel().map(|cancel| Box::pin(cancel.cancelled())),
@@ -70,12 +72,13 @@ impl EngineBody {
             ticket,
             cancelled,
             over: false,
+            events,
         }
     }
 
     /// Whether each piece is one whole watch event.
     pub fn is_events(&self) -> bool {
-        matches!(self.inner, Inner::Watch(_))
+        self.events
     }
 
     fn end(&mut self, word: &'static str) {

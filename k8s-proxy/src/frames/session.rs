@@ -53,6 +53,8 @@ const LIMITS: Limits = Limits {
 };
 /// Our close frame and the peer's answer to it.
 const GOODBYE: Duration = Duration::from_secs(2);
+/// Cause of a refusal that concerns a call with the id of another.
+const DUPLICATE: &str = "duplicate_id";
 /// How often a draining connection looks whether its calls are over.
 const DRAIN_POLL: Duration = Duration::from_millis(50);
 
@@ -325,12 +327,15 @@ impl Session<'_> {
 
     /// An error frame beside all queues: it belongs to no call.
     fn refuse(&self, id: &str, failure: &Failure) {
-        let body = failure.json();
+        let (head, body) = (failure.response(()), failure.json());
         let frame = Outbound {
             id,
             status: failure.code.as_u16(),
+            headers: Some(head.headers()),
             body: &body,
             error: &failure.message,
+            // An id that is open twice: the frame must not look like the end of the first.
+            done: failure.cause != DUPLICATE,
             ..Outbound::default()
         };
         self.outbox.control(Item::Text(frame.write()));
@@ -357,6 +362,8 @@ impl Session<'_> {
                 self.outbox.finish(open.key, frame.write(), true);
                 open.cancel.cancel(CancelReason::Caller);
             }
+            // It crossed the last frame of its call on the way.
+            None if self.calls.has_ended(target) => {}
             None => {
                 let sentence = format!("nothing is open by the name {target:?}");
                 self.refuse(
@@ -379,10 +386,7 @@ impl Session<'_> {
         let cancel = Cancel::default();
         let Some(open) = self.calls.open(&call.id, call.stream, cancel) else {
             let sentence = format!("a call with id {:?} is open already", call.id);
-            return self.refuse(
-                &call.id,
-                &Failure::new(StatusCode::CONFLICT, "duplicate_id", sentence),
-            );
+            return self.refuse(&call.id, &Failure::new(StatusCode::CONFLICT, DUPLICATE, sentence));
         };
         let room = self.outbox.open(open.key);
         let carrier = answer::Carrier {

@@ -251,6 +251,9 @@ async fn cancel_closes_upstream_and_nothing_follows_its_answer() {
             ("w", true, "", head.stream_id())
         );
         stream.closed().await;
+        socket
+            .send(json!({"id": "w", "method": "CANCEL", "stream_id": head.stream_id()}))
+            .await;
         // The id is free again, and the next frame of the socket is of the next call.
         socket.get("w", "/api/v1/nodes").await;
         let next = socket.next().await;

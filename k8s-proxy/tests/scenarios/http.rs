@@ -130,8 +130,7 @@ async fn a_pooled_connection_that_died_is_replaced_unseen() {
             200,
             "round {round}"
         );
-        setup.api.set_up(false);
-        setup.api.set_up(true);
+        setup.api.cut_all();
         tokio::task::yield_now().await;
     }
 }

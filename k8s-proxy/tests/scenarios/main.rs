@@ -14,5 +14,6 @@ mod frames;
 mod grpc;
 mod http;
 mod rewatch;
+mod stall;
 mod support;
 mod trust;

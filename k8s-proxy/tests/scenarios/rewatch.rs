@@ -166,8 +166,7 @@ async fn over_http_a_broken_watch_goes_on_unseen_too() {
         .into_data()
         .unwrap();
     assert_eq!(first, event("ADDED", "6"));
-    setup.api.set_up(false);
-    setup.api.set_up(true);
+    setup.api.cut_all();
     let stream = setup.api.stream().await;
     assert!(asks(&stream, "resourceVersion=6"));
     stream.event("DELETED", "7").await;

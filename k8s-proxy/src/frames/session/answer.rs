@@ -224,8 +224,9 @@ impl Carrier {
     }
 
     fn fail(&self, failure: &Failure, discard: bool) {
-        let body = failure.json();
+        let (head, body) = (failure.response(()), failure.json());
         let frame = Outbound {
+            headers: Some(head.headers()),
             body: &body,
             error: &failure.message,
             stream: self.open.stream,

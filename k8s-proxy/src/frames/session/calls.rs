@@ -1,11 +1,14 @@
 //! The open calls of one connection, by id and by stream id.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex},
 };
 
 use crate::streams::{Cancel, CancelReason, lock};
+
+/// How many ended calls are remembered, so that a CANCEL that crossed their last frame is known for what it is.
+const REMEMBERED: usize = 256;
 
 /// One open call.
 #[derive(Clone, Debug)]
@@ -24,6 +27,8 @@ struct Table {
     by_id: HashMap<String, Open>,
     /// Stream id to id.
     names: HashMap<String, String>,
+    /// Ids and stream ids of calls that ended, oldest first.
+    ended: VecDeque<(String, String)>,
 }
 
 /// The calls; clones share them.
@@ -79,6 +84,14 @@ impl Calls {
         }
     }
 
+    /// Whether a call by this stream id or id ended a short while ago.
+    pub(super) fn has_ended(&self, name: &str) -> bool {
+        lock(&self.table)
+            .ended
+            .iter()
+            .any(|(id, stream_id)| id == name || stream_id == name)
+    }
+
     pub(super) fn cancel_all(&self, reason: CancelReason) {
         let all: Vec<_> = lock(&self.table)
             .by_id
@@ -99,6 +112,10 @@ impl Table {
     fn remove(&mut self, id: &str) -> Option<Open> {
         let open = self.by_id.remove(id)?;
         self.names.remove(&open.stream_id);
+        if self.ended.len() >= REMEMBERED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back((open.id.clone(), open.stream_id.clone()));
         Some(open)
     }
 }
@@ -122,5 +139,12 @@ mod tests {
         assert_ne!(first.stream_id, second.stream_id);
         assert_eq!(calls.remove_named("a").unwrap().key, second.key);
         assert!(calls.is_empty() && calls.remove_named("a").is_none());
+        assert!(calls.has_ended("a") && calls.has_ended(&second.stream_id) && !calls.has_ended("b"));
+        for number in 0..1000 {
+            calls.open("c", true, Cancel::default()).unwrap();
+            calls.remove_named("c").unwrap();
+            assert!(calls.has_ended("c"), "{number}");
+        }
+        assert!(!calls.has_ended("a"), "the memory is bounded");
     }
 }

@@ -20,7 +20,7 @@ use hyper_util::{
 use serde_json::json;
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
@@ -31,48 +31,48 @@ type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
 /// A request as the apiserver saw it.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    pub method: String,
-    pub path: String,
-    pub query: String,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Seen {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) query: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 /// An open answer, written by the test.
-pub struct Stream {
-    pub request: Seen,
+pub(crate) struct Stream {
+    pub(crate) request: Seen,
     sender: mpsc::Sender<Result<Frame<Bytes>, std::io::Error>>,
 }
 
 impl Stream {
-    pub async fn send(&self, text: impl Into<Bytes>) {
+    pub(crate) async fn send(&self, text: impl Into<Bytes>) {
         self.sender
             .send(Ok(Frame::data(text.into())))
             .await
             .expect("the answer is still read");
     }
 
-    pub async fn event(&self, kind: &str, version: &str) {
+    pub(crate) async fn event(&self, kind: &str, version: &str) {
         self.send(event(kind, version)).await;
     }
 
     /// Breaks the connection in the middle of the answer.
-    pub async fn cut(self) {
+    pub(crate) async fn cut(self) {
         self.sender.send(Err(std::io::Error::other("cut"))).await.ok();
     }
 
     /// Waits until nobody reads the answer any more.
-    pub async fn closed(&self) {
+    pub(crate) async fn closed(&self) {
         soon("the upstream call is closed", self.sender.closed()).await;
     }
 
-    pub fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.sender.is_closed()
     }
 
     /// Sends until nothing is taken for a while; returns the bytes that were.
-    pub async fn flood(&self, piece: Bytes) -> usize {
+    pub(crate) async fn flood(&self, piece: Bytes) -> usize {
         let mut sent = 0;
         while let Ok(Ok(())) = tokio::time::timeout(
             Duration::from_millis(500),
@@ -87,7 +87,7 @@ impl Stream {
 }
 
 /// One line of a JSON watch.
-pub fn event(kind: &str, version: &str) -> String {
+pub(crate) fn event(kind: &str, version: &str) -> String {
     let object =
         json!({"kind": "Pod", "metadata": {"name": format!("pod-{version}"), "resourceVersion": version}});
     format!("{}\n", json!({"type": kind, "object": object}))
@@ -108,23 +108,24 @@ struct State {
     streams: mpsc::Sender<Stream>,
     content_type: Mutex<&'static str>,
     up: watch::Sender<bool>,
+    cut: Notify,
 }
 
 /// The apiserver.
-pub struct Api {
-    pub address: SocketAddr,
-    pub ca_pem: Option<String>,
+pub(crate) struct Api {
+    pub(crate) address: SocketAddr,
+    pub(crate) ca_pem: Option<String>,
     state: Arc<State>,
     streams: tokio::sync::Mutex<mpsc::Receiver<Stream>>,
 }
 
 impl Api {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(false).await
     }
 
     /// With TLS and h2, as the real one.
-    pub async fn start_tls() -> Self {
+    pub(crate) async fn start_tls() -> Self {
         Self::with(true).await
     }
 
@@ -138,6 +139,7 @@ impl Api {
             streams,
             content_type: Mutex::new("application/json"),
             up: watch::Sender::new(true),
+            cut: Notify::new(),
         });
         let made = tls.then(k8s_proxy::doors::certificate::make).map(Result::unwrap);
         let acceptor = made
@@ -153,7 +155,7 @@ impl Api {
                 tcp.set_nodelay(true).unwrap();
                 let (state, acceptor) = (Arc::clone(&accepting), acceptor.clone());
                 tokio::spawn(async move {
-                    let mut up = state.up.subscribe();
+                    let cut = Arc::clone(&state);
                     let service = service_fn(move |request| answer(Arc::clone(&state), request));
                     let builder = Builder::new(TokioExecutor::new());
                     let serve = async {
@@ -165,7 +167,7 @@ impl Api {
                             }
                         }
                     };
-                    tokio::select! { _ = serve => {}, _ = up.wait_for(|up| !up) => {} }
+                    tokio::select! { _ = serve => {}, () = cut.cut.notified() => {} }
                 });
             }
         });
@@ -177,24 +179,24 @@ impl Api {
         }
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         let scheme = if self.ca_pem.is_some() { "https" } else { "http" };
         format!("{scheme}://127.0.0.1:{}", self.address.port())
     }
 
     /// The next watch or followed log that was opened.
-    pub async fn stream(&self) -> Stream {
+    pub(crate) async fn stream(&self) -> Stream {
         let mut streams = self.streams.lock().await;
         soon("a stream is opened", streams.recv()).await.unwrap()
     }
 
     /// Whether a stream waits that the test has not taken.
-    pub async fn has_stream(&self) -> bool {
+    pub(crate) async fn has_stream(&self) -> bool {
         !self.streams.lock().await.is_empty()
     }
 
     /// Answers the next request whose path and query hold `part`.
-    pub fn script(&self, part: &str, status: u16, headers: &[(&'static str, &str)], body: &str) {
+    pub(crate) fn script(&self, part: &str, status: u16, headers: &[(&'static str, &str)], body: &str) {
         self.state.scripts.lock().unwrap().push_back(Script {
             part: part.to_owned(),
             status: StatusCode::from_u16(status).unwrap(),
@@ -206,17 +208,25 @@ impl Api {
         });
     }
 
-    pub fn set_content_type(&self, kind: &'static str) {
+    pub(crate) fn set_content_type(&self, kind: &'static str) {
         *self.state.content_type.lock().unwrap() = kind;
     }
 
     /// Cuts every connection and takes no new ones, or comes back.
-    pub fn set_up(&self, up: bool) {
+    pub(crate) fn set_up(&self, up: bool) {
         self.state.up.send_replace(up);
+        if !up {
+            self.cut_all();
+        }
+    }
+
+    /// Cuts every connection.
+    pub(crate) fn cut_all(&self) {
+        self.state.cut.notify_waiters();
     }
 
     /// Requests so far, the probes of the proxy itself left out.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         let seen = self.state.seen.lock().unwrap();
         seen.iter()
             .filter(|seen| seen.path != "/version")

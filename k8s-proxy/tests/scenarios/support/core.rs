@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use proto::v1::{
     ProxyReport, ProxySpec, ReportAck, TunnelReport, TunnelSpec, WatchSpecRequest,
     siblings_server::{Siblings, SiblingsServer},
@@ -20,7 +20,7 @@ use runtime::{
     supervise::Supervisor,
 };
 use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::{StreamExt as _, wrappers::WatchStream};
+use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
 type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -29,6 +29,15 @@ type Boxed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 struct Service {
     spec: watch::Receiver<Option<ProxySpec>>,
     reports: Arc<Mutex<Vec<ProxyReport>>>,
+    supervisor: Supervisor,
+}
+
+impl Service {
+    /// Ends with the double: its connections would outlive its listener.
+    fn gone(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let supervisor = self.supervisor.clone();
+        Box::pin(async move { supervisor.draining().await })
+    }
 }
 
 #[tonic::async_trait]
@@ -50,7 +59,9 @@ impl Siblings for Service {
         _request: Request<WatchSpecRequest>,
     ) -> Result<Response<Self::WatchProxySpecStream>, Status> {
         Ok(Response::new(Box::pin(
-            WatchStream::new(self.spec.clone()).filter_map(|spec| spec.map(Ok)),
+            WatchStream::new(self.spec.clone())
+                .filter_map(async |spec: Option<ProxySpec>| spec.map(Ok))
+                .take_until(self.gone()),
         )))
     }
 
@@ -72,35 +83,36 @@ impl Siblings for Service {
             reports.lock().unwrap().push(report);
             Ok(ReportAck { sequence })
         });
-        Ok(Response::new(Box::pin(acks)))
+        Ok(Response::new(Box::pin(acks.take_until(self.gone()))))
     }
 }
 
 /// The double.
-pub struct Core {
-    pub address: SocketAddr,
-    pub spec: watch::Sender<Option<ProxySpec>>,
+pub(crate) struct Core {
+    pub(crate) address: SocketAddr,
+    pub(crate) spec: watch::Sender<Option<ProxySpec>>,
     reports: Arc<Mutex<Vec<ProxyReport>>>,
     supervisor: Supervisor,
 }
 
 impl Core {
     /// Serves with the token in `<edge>/token`, silent until a spec is given.
-    pub async fn start(edge: &Path) -> Self {
+    pub(crate) async fn start(edge: &Path) -> Self {
         Self::start_at(edge, "127.0.0.1:0").await
     }
 
-    pub async fn start_at(edge: &Path, address: &str) -> Self {
+    pub(crate) async fn start_at(edge: &Path, address: &str) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let token = TokenFile::new(edge.join("token"));
         token.create_once(0o640).unwrap();
+        let supervisor = Supervisor::new(Duration::from_millis(1));
         let (spec, reports) = (watch::Sender::new(None), Arc::new(Mutex::default()));
         let service = Service {
             spec: spec.subscribe(),
             reports: Arc::clone(&reports),
+            supervisor: supervisor.clone(),
         };
-        let supervisor = Supervisor::new(Duration::from_millis(1));
         let access = Access::new().allow(
             Role::Proxy,
             token,
@@ -128,16 +140,16 @@ impl Core {
         }
     }
 
-    pub fn give(&self, spec: ProxySpec) {
+    pub(crate) fn give(&self, spec: ProxySpec) {
         self.spec.send_replace(Some(spec));
     }
 
-    pub fn last_report(&self) -> Option<ProxyReport> {
+    pub(crate) fn last_report(&self) -> Option<ProxyReport> {
         self.reports.lock().unwrap().last().cloned()
     }
 
     /// Goes away at once.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.supervisor.drain("test");
         self.supervisor.finish().await;
     }

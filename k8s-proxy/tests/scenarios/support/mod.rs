@@ -1,8 +1,8 @@
 //! The proxy in this process, between a scripted apiserver and a scripted agent-core.
 
-pub mod api;
-pub mod core;
-pub mod socket;
+pub(crate) mod api;
+pub(crate) mod core;
+pub(crate) mod socket;
 
 use std::{future::Future, path::Path, time::Duration};
 
@@ -25,22 +25,22 @@ use runtime::{
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-pub use api::{Api, Stream, event};
-pub use core::Core;
-pub use socket::Socket;
+pub(crate) use api::{Api, Stream, event};
+pub(crate) use core::Core;
+pub(crate) use socket::Socket;
 
 /// Longest wait for anything; nothing is proved by its length.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Waits for something that has to happen.
-pub async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, work)
         .await
         .unwrap_or_else(|_| panic!("not in time: {what}"))
 }
 
 /// Waits until a condition holds.
-pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     soon(what, async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -49,26 +49,26 @@ pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     .await;
 }
 
-pub struct Setup {
-    pub api: Api,
-    pub core: Core,
-    pub proxy: Proxy,
+pub(crate) struct Setup {
+    pub(crate) api: Api,
+    pub(crate) core: Core,
+    pub(crate) proxy: Proxy,
 }
 
-pub struct Proxy {
-    pub addresses: Addresses,
-    pub supervisor: Supervisor,
-    pub certificate: String,
-    pub dir: TempDir,
+pub(crate) struct Proxy {
+    pub(crate) addresses: Addresses,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) certificate: String,
+    pub(crate) dir: TempDir,
 }
 
 impl Setup {
     /// A proxy whose door opens for `door-token` (mode agent).
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(Api::start().await, &[]).await
     }
 
-    pub async fn with(api: Api, flags: &[&str]) -> Self {
+    pub(crate) async fn with(api: Api, flags: &[&str]) -> Self {
         runtime::tls::install_provider();
         let dir = tempfile::tempdir().unwrap();
         let core = Core::start(dir.path()).await;
@@ -85,13 +85,13 @@ impl Setup {
         setup
     }
 
-    pub async fn socket(&self) -> Socket {
+    pub(crate) async fn socket(&self) -> Socket {
         Socket::connect(self.proxy.addresses.door_http, "/ws/k8s", "door-token").await
     }
 }
 
 impl Proxy {
-    pub async fn start(api: &Api, core: &str, dir: TempDir, flags: &[&str]) -> Self {
+    pub(crate) async fn start(api: &Api, core: &str, dir: TempDir, flags: &[&str]) -> Self {
         let path = |name: &str| dir.path().join(name).display().to_string();
         let (core, private, edge) = (format!("http://{core}"), path("private"), path(""));
         std::fs::write(dir.path().join("kube-token"), "own-token").unwrap();
@@ -145,7 +145,7 @@ impl Proxy {
     }
 
     /// gRPC with the token of agent-core or of the operator.
-    pub fn grpc(&self, token: &Path) -> LocalChannel {
+    pub(crate) fn grpc(&self, token: &Path) -> LocalChannel {
         let address = format!("http://{}", self.addresses.grpc);
         local::channel(
             &address,
@@ -155,7 +155,7 @@ impl Proxy {
         .unwrap()
     }
 
-    pub fn edge_token(&self) -> String {
+    pub(crate) fn edge_token(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("token"))
             .unwrap()
             .trim()
@@ -163,7 +163,7 @@ impl Proxy {
     }
 
     /// One request on a connection of its own, answered but not read.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
         let tcp = TcpStream::connect(self.addresses.door_http).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp))
             .await
@@ -173,18 +173,18 @@ impl Proxy {
     }
 
     /// GET with a bearer, read to its end.
-    pub async fn get(&self, path: &str, token: &str) -> (StatusCode, String) {
+    pub(crate) async fn get(&self, path: &str, token: &str) -> (StatusCode, String) {
         text(self.send(request(Method::GET, path, token)).await).await
     }
 
     /// Drains and waits for the end.
-    pub async fn stop(&self) -> Outcome {
+    pub(crate) async fn stop(&self) -> Outcome {
         self.supervisor.drain("test");
         soon("the proxy ends", self.supervisor.finish()).await
     }
 }
 
-pub fn request(method: Method, path: &str, token: &str) -> Request<Full<Bytes>> {
+pub(crate) fn request(method: Method, path: &str, token: &str) -> Request<Full<Bytes>> {
     Request::builder()
         .method(method)
         .uri(path)
@@ -194,7 +194,7 @@ pub fn request(method: Method, path: &str, token: &str) -> Request<Full<Bytes>> 
         .unwrap()
 }
 
-pub async fn text(response: Response<Incoming>) -> (StatusCode, String) {
+pub(crate) async fn text(response: Response<Incoming>) -> (StatusCode, String) {
     let status = response.status();
     let body = soon("a body", response.into_body().collect())
         .await
@@ -203,7 +203,7 @@ pub async fn text(response: Response<Incoming>) -> (StatusCode, String) {
     (status, String::from_utf8(body.to_vec()).unwrap())
 }
 
-pub fn accepted(token: &str, mode: CredentialMode) -> AcceptedToken {
+pub(crate) fn accepted(token: &str, mode: CredentialMode) -> AcceptedToken {
     AcceptedToken {
         sha256: secret::sha256(token.as_bytes()).to_vec().into(),
         name: format!("holder-of-{token}"),
@@ -213,7 +213,7 @@ pub fn accepted(token: &str, mode: CredentialMode) -> AcceptedToken {
 }
 
 /// What agent-core hands out unless a test says otherwise.
-pub fn spec(revision: u64) -> ProxySpec {
+pub(crate) fn spec(revision: u64) -> ProxySpec {
     ProxySpec {
         epoch: "epoch".to_owned(),
         revision,
@@ -231,7 +231,7 @@ pub fn spec(revision: u64) -> ProxySpec {
     }
 }
 
-pub fn dialled(url: &str) -> DialedDoor {
+pub(crate) fn dialled(url: &str) -> DialedDoor {
     DialedDoor {
         url: url.to_owned(),
         bearer: "session".to_owned(),

@@ -16,38 +16,38 @@ use super::soon;
 
 /// A frame from the proxy.
 #[derive(Clone, Debug)]
-pub struct Frame(pub Value);
+pub(crate) struct Frame(pub Value);
 
 impl Frame {
-    pub fn id(&self) -> &str {
+    pub(crate) fn id(&self) -> &str {
         self.0["id"].as_str().unwrap_or_default()
     }
-    pub fn status(&self) -> u64 {
+    pub(crate) fn status(&self) -> u64 {
         self.0["status_code"].as_u64().unwrap()
     }
-    pub fn error(&self) -> &str {
+    pub(crate) fn error(&self) -> &str {
         self.0["error"].as_str().unwrap()
     }
-    pub fn done(&self) -> bool {
+    pub(crate) fn done(&self) -> bool {
         self.0["done"].as_bool().unwrap()
     }
-    pub fn chunk(&self) -> bool {
+    pub(crate) fn chunk(&self) -> bool {
         self.0["chunk"].as_bool().unwrap()
     }
-    pub fn stream_id(&self) -> String {
+    pub(crate) fn stream_id(&self) -> String {
         self.0["stream_id"].as_str().unwrap().to_owned()
     }
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         STANDARD.decode(self.0["body"].as_str().unwrap()).unwrap()
     }
-    pub fn body(&self) -> String {
+    pub(crate) fn body(&self) -> String {
         String::from_utf8(self.bytes()).unwrap()
     }
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.bytes()).unwrap()
     }
     /// resourceVersion of the one event in it.
-    pub fn version(&self) -> String {
+    pub(crate) fn version(&self) -> String {
         self.json()["object"]["metadata"]["resourceVersion"]
             .as_str()
             .unwrap()
@@ -55,25 +55,29 @@ impl Frame {
     }
 }
 
-pub struct Socket {
+pub(crate) struct Socket {
     inner: WebSocketStream<TcpStream>,
     /// Frames of other calls that came while one was waited for.
     kept: VecDeque<Frame>,
 }
 
 impl Socket {
-    pub fn over(inner: WebSocketStream<TcpStream>) -> Self {
+    pub(crate) fn over(inner: WebSocketStream<TcpStream>) -> Self {
         Self {
             inner,
             kept: VecDeque::new(),
         }
     }
 
-    pub async fn connect(address: SocketAddr, path: &str, token: &str) -> Self {
+    pub(crate) async fn connect(address: SocketAddr, path: &str, token: &str) -> Self {
         Self::try_connect(address, path, token).await.unwrap()
     }
 
-    pub async fn try_connect(address: SocketAddr, path: &str, token: &str) -> Result<Self, StatusCode> {
+    pub(crate) async fn try_connect(
+        address: SocketAddr,
+        path: &str,
+        token: &str,
+    ) -> Result<Self, StatusCode> {
         let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
         request
             .headers_mut()
@@ -86,21 +90,21 @@ impl Socket {
         }
     }
 
-    pub async fn send(&mut self, frame: Value) {
+    pub(crate) async fn send(&mut self, frame: Value) {
         self.send_text(&frame.to_string()).await;
     }
 
-    pub async fn send_text(&mut self, text: &str) {
+    pub(crate) async fn send_text(&mut self, text: &str) {
         soon("a frame is taken", self.inner.send(Message::text(text)))
             .await
             .unwrap();
     }
 
-    pub async fn get(&mut self, id: &str, path: &str) {
+    pub(crate) async fn get(&mut self, id: &str, path: &str) {
         self.send(json!({"id": id, "method": "GET", "path": path})).await;
     }
 
-    pub async fn watch(&mut self, id: &str, query: Value) {
+    pub(crate) async fn watch(&mut self, id: &str, query: Value) {
         let mut query = query;
         query["watch"] = json!(["true"]);
         self.send(json!({"id": id, "method": "GET", "path": "/api/v1/pods", "query": query, "stream": true}))
@@ -108,7 +112,7 @@ impl Socket {
     }
 
     /// The next frame of any call.
-    pub async fn next(&mut self) -> Frame {
+    pub(crate) async fn next(&mut self) -> Frame {
         if let Some(frame) = self.kept.pop_front() {
             return frame;
         }
@@ -116,7 +120,7 @@ impl Socket {
     }
 
     /// The next frame of one call.
-    pub async fn next_of(&mut self, id: &str) -> Frame {
+    pub(crate) async fn next_of(&mut self, id: &str) -> Frame {
         if let Some(at) = self.kept.iter().position(|frame| frame.id() == id) {
             return self.kept.remove(at).unwrap();
         }
@@ -137,7 +141,7 @@ impl Socket {
     }
 
     /// The next message that is no ping; `None` at the end.
-    pub async fn message(&mut self) -> Option<Message> {
+    pub(crate) async fn message(&mut self) -> Option<Message> {
         loop {
             match soon("a message", self.inner.next()).await {
                 Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
@@ -148,17 +152,16 @@ impl Socket {
     }
 
     /// The close code, everything before it left out.
-    pub async fn close_code(&mut self) -> Option<u16> {
+    pub(crate) async fn close_code(&mut self) -> Option<u16> {
         loop {
-            match self.message().await? {
-                Message::Close(frame) => return frame.map(|frame| frame.code.into()),
-                _ => {}
+            if let Message::Close(frame) = self.message().await? {
+                return frame.map(|frame| frame.code.into());
             }
         }
     }
 
     /// Takes messages without answering, so that pongs are flushed only when somebody calls it.
-    pub fn into_inner(self) -> WebSocketStream<TcpStream> {
+    pub(crate) fn into_inner(self) -> WebSocketStream<TcpStream> {
         self.inner
     }
 }
