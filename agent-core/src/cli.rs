@@ -17,6 +17,12 @@ use crate::config::{
 /// File of the operator token inside the private folder.
 pub(crate) const OPERATOR_TOKEN: &str = "operator-token";
 
+/// The filter for a log level. The Kubernetes client logs each call that finds no door as an error; what follows
+/// from it is told by ourselves, once. An owner's own word on that client comes later in the list and wins.
+pub fn log_filter(level: &str) -> String {
+    format!("kube_client=off,{level}")
+}
+
 /// What was asked for.
 #[derive(Debug)]
 pub struct Cli {

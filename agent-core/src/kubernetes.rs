@@ -3,18 +3,22 @@
 //! agent-core holds no Kubernetes credential. It shows the token of the edge between the two containers, and
 //! k8s-proxy speaks for it as the fixed identity `agent-core`, whose policy allows exactly what is in here.
 
-use std::time::Duration;
+use std::{
+    fmt::{self, Debug},
+    time::Duration,
+};
 
 use k8s_openapi::{
     api::core::v1::{ConfigMap, Event, Node, Pod, Secret},
     apimachinery::pkg::version::Info,
 };
 use kube::{
-    Api, Client, Config, Error,
+    Api, Client, Config, Error, Resource,
     api::{ListParams, PostParams},
 };
 use prometheus::IntCounterVec;
 use runtime::{secret::SecretString, supervise::chain};
+use serde::de::DeserializeOwned;
 use url::Url;
 
 use crate::wire::one_line;
@@ -43,8 +47,8 @@ pub(crate) struct Door {
     calls: IntCounterVec,
 }
 
-impl std::fmt::Debug for Door {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Debug for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Door").finish_non_exhaustive()
     }
 }
@@ -113,16 +117,29 @@ impl Door {
 
     /// How many nodes there are, without listing them; `None` when the apiserver does not say.
     pub(crate) async fn nodes(&self) -> Result<Option<u64>, DoorError> {
-        let api: Api<Node> = Api::all(self.client.clone());
-        let list = self.call("list nodes", api.list_metadata(&one())).await?;
-        Ok(count(list.items.len(), &list.metadata))
+        self.size::<Node>("list nodes").await
     }
 
     /// How many pods there are, without listing them.
     pub(crate) async fn pods(&self) -> Result<Option<u64>, DoorError> {
-        let api: Api<Pod> = Api::all(self.client.clone());
-        let list = self.call("list pods", api.list_metadata(&one())).await?;
-        Ok(count(list.items.len(), &list.metadata))
+        self.size::<Pod>("list pods").await
+    }
+
+    /// One object's metadata, and how many more there are. Servers that cannot leave the rest of the object out
+    /// (406) send one whole object.
+    async fn size<K>(&self, what: &str) -> Result<Option<u64>, DoorError>
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug,
+    {
+        let api: Api<K> = Api::all(self.client.clone());
+        match self.call(what, api.list_metadata(&one())).await {
+            Ok(list) => Ok(count(list.items.len(), &list.metadata)),
+            Err(DoorError::Refused { code: 406, .. }) => {
+                let list = self.call(what, api.list(&one())).await?;
+                Ok(count(list.items.len(), &list.metadata))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn found<T>(
