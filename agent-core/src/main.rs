@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use agent_core::{App, BUILD, cli::Cli, config::Config};
+use agent_core::{App, BUILD, Error, cli::Cli, config::Config};
 use runtime::{
-    cli::{CONFIG_EXIT, Command, print_token, print_version, refuse, refuse_config},
+    cli::{Command, print_token, print_version, refuse_config},
     config::Env,
-    supervise::{Supervisor, chain},
-    telemetry::{self, TelemetryConfig},
+    telemetry::TelemetryConfig,
 };
 
 fn main() -> ExitCode {
@@ -20,38 +19,22 @@ fn main() -> ExitCode {
         Command::Version => print_version(BUILD),
         Command::CheckConfig => cli.check_config(),
         Command::Run => match cli.config() {
-            Ok(config) => match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime.block_on(run(config)),
-                Err(error) => refuse(&format!("cannot start the event loop: {error}")),
-            },
+            Ok(config) => run(config),
             Err(problems) => refuse_config(&problems),
         },
     }
 }
 
-async fn run(config: Config) -> ExitCode {
-    let telemetry = match telemetry::init(&TelemetryConfig {
+fn run(config: Config) -> ExitCode {
+    let logging = TelemetryConfig {
         service: BUILD.name,
-        filter: config.log_level.clone(),
+        filter: agent_core::cli::log_filter(&config.log_level),
         format: config.log_format,
         otlp_endpoint: config.otlp_endpoint.clone(),
-    }) {
-        Ok(telemetry) => telemetry,
-        // Only settings can be at fault here: the filter or the endpoint.
-        Err(error) => {
-            refuse(&chain(&error));
-            return ExitCode::from(CONFIG_EXIT);
-        }
     };
-    let supervisor = Supervisor::new(config.drain_timeout);
-    let code = match (supervisor.watch_signals(), App::bind(config, &telemetry).await) {
-        (Ok(()), Ok(bound)) => {
-            bound.run(&supervisor);
-            supervisor.finish().await.exit_code()
-        }
-        (Err(error), _) => refuse(&format!("cannot listen for signals: {error}")),
-        (_, Err(error)) => refuse(&chain(&error)),
-    };
-    telemetry.shutdown().await;
-    code
+    let drain_timeout = config.drain_timeout;
+    runtime::cli::run(&logging, drain_timeout, async |telemetry, supervisor| {
+        App::bind(config, telemetry).await?.run(supervisor);
+        Ok::<_, Error>(())
+    })
 }

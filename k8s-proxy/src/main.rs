@@ -1,28 +1,19 @@
-//! See the library: parse, provider, telemetry, bind, run, exit code.
+//! See the library: parse, telemetry, bind, run, exit code.
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use k8s_proxy::{App, Args, BUILD, Config};
 use runtime::{
-    cli::{CONFIG_EXIT, Command, print, print_token, print_version, refuse, refuse_config},
+    cli::{Command, print, print_token, print_version, refuse_config, run, usage},
     config::Env,
-    supervise::{Supervisor, chain},
-    telemetry::{self, TelemetryConfig},
-    tls,
+    telemetry::TelemetryConfig,
 };
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(error) => {
-            error.print().ok();
-            return if error.use_stderr() {
-                ExitCode::from(CONFIG_EXIT)
-            } else {
-                ExitCode::SUCCESS
-            };
-        }
+        Err(error) => return usage(&error),
     };
     let command = args.command.unwrap_or_default();
     if command == Command::Version {
@@ -32,43 +23,19 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(problems) => return refuse_config(&problems),
     };
+    let logging = TelemetryConfig {
+        service: BUILD.name,
+        filter: config.log_level.clone(),
+        format: config.log_format,
+        otlp_endpoint: config.otlp_endpoint.clone(),
+    };
     match command {
         Command::Token => print_token(&config.operator_token()),
         Command::CheckConfig => print(&config.describe()),
         Command::Run | Command::Version => {
-            match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-                Ok(runtime) => runtime.block_on(run(config)),
-                Err(error) => refuse(&format!("cannot start the event loop: {error}")),
-            }
+            run(&logging, config.drain_timeout, async |telemetry, supervisor| {
+                App::bind(config, telemetry).await?.run(supervisor)
+            })
         }
     }
-}
-
-async fn run(config: Config) -> ExitCode {
-    tls::install_provider();
-    let (filter, otlp_endpoint) = (config.log_level.clone(), config.otlp_endpoint.clone());
-    let logging = TelemetryConfig {
-        service: BUILD.name,
-        filter,
-        format: config.log_format,
-        otlp_endpoint,
-    };
-    let telemetry = match telemetry::init(&logging) {
-        Ok(telemetry) => telemetry,
-        Err(error) => return refuse(&chain(&error)),
-    };
-    let supervisor = Supervisor::new(config.drain_timeout);
-    if let Err(error) = supervisor.watch_signals() {
-        return refuse(&format!("cannot listen to signals: {error}"));
-    }
-    let started = match App::bind(config, &telemetry).await {
-        Ok(bound) => bound.run(&supervisor),
-        Err(error) => Err(error),
-    };
-    let code = match started {
-        Ok(()) => supervisor.finish().await.exit_code(),
-        Err(error) => refuse(&chain(&error)),
-    };
-    telemetry.shutdown().await;
-    code
 }

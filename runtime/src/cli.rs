@@ -6,12 +6,20 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::Subcommand;
 use secrecy::ExposeSecret as _;
 
-use crate::{build::BuildInfo, config::Problems, secret::TokenFile};
+use crate::{
+    build::BuildInfo,
+    config::Problems,
+    secret::TokenFile,
+    supervise::{Supervisor, chain},
+    telemetry::{self, Telemetry, TelemetryConfig},
+    tls,
+};
 
 /// Exit code for bad configuration (`EX_USAGE` of sysexits.h).
 pub const CONFIG_EXIT: u8 = 64;
@@ -28,6 +36,50 @@ pub enum Command {
     CheckConfig,
     /// Print the version and exit.
     Version,
+}
+
+/// What a command line that cannot be read comes to: 64; help that was asked for is 0.
+pub fn usage(error: &clap::Error) -> ExitCode {
+    error.print().ok();
+    if error.use_stderr() {
+        ExitCode::from(CONFIG_EXIT)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+/// The life of a process on one thread: telemetry, signals, `start` (bind, then spawn what runs), and the drain.
+///
+/// Exit code 64 when telemetry cannot be set up as configured, 1 when `start` or a task fails, 0 otherwise.
+pub fn run<E: std::error::Error + 'static>(
+    logging: &TelemetryConfig,
+    drain_timeout: Duration,
+    start: impl AsyncFnOnce(&Telemetry, &Supervisor) -> Result<(), E>,
+) -> ExitCode {
+    tls::install_provider();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return refuse(&format!("cannot start the event loop: {error}")),
+    };
+    runtime.block_on(async {
+        let telemetry = match telemetry::init(logging) {
+            Ok(telemetry) => telemetry,
+            Err(error) => {
+                refuse(&chain(&error));
+                return ExitCode::from(CONFIG_EXIT);
+            }
+        };
+        let supervisor = Supervisor::new(drain_timeout);
+        let code = match supervisor.watch_signals() {
+            Err(error) => refuse(&format!("cannot listen for signals: {error}")),
+            Ok(()) => match start(&telemetry, &supervisor).await {
+                Ok(()) => supervisor.finish().await.exit_code(),
+                Err(error) => refuse(&chain(&error)),
+            },
+        };
+        telemetry.shutdown().await;
+        code
+    })
 }
 
 /// Prints the token in `file`, for `grpcurl -H "authorization: Bearer $(… token)"`.

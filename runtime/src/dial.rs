@@ -9,7 +9,7 @@ use url::{Host, Url};
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// The name has no address.
-    #[error("cannot resolve {host}: check the name and the cluster's DNS")]
+    #[error("cannot resolve {host}: check the name and the DNS it is asked of")]
     Resolve {
         /// What was asked for.
         host: String,

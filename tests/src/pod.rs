@@ -78,7 +78,10 @@ impl PodConfig {
     /// Sets one variable of one process.
     #[must_use]
     pub fn env(mut self, part: Part, name: &str, value: impl Into<String>) -> Self {
-        self.env.entry(part).or_default().insert(name.to_owned(), value.into());
+        self.env
+            .entry(part)
+            .or_default()
+            .insert(name.to_owned(), value.into());
         self
     }
 }
@@ -162,11 +165,22 @@ impl Pod {
     /// # Errors
     /// When the folders cannot be made.
     pub fn prepare(config: PodConfig, dir: &Path) -> Result<Self> {
-        for folder in ["edge-tunnel", "edge-proxy", "private-core", "private-tunnel", "private-proxy"] {
+        for folder in [
+            "edge-tunnel",
+            "edge-proxy",
+            "private-core",
+            "private-tunnel",
+            "private-proxy",
+        ] {
             std::fs::create_dir_all(dir.join(folder))?;
         }
         std::fs::write(dir.join("token"), &config.token)?;
-        Ok(Self { config, dir: dir.to_owned(), ports: Ports::free(), processes: BTreeMap::new() })
+        Ok(Self {
+            config,
+            dir: dir.to_owned(),
+            ports: Ports::free(),
+            processes: BTreeMap::new(),
+        })
     }
 
     /// Prepares and starts all three in the order of their names.
@@ -207,7 +221,10 @@ impl Pod {
         let mut launch = Launch::new(part.name(), &self.dir)
             .env("PIPEOPS_HTTP_LISTEN", http.to_string())
             .env("PIPEOPS_GRPC_LISTEN", grpc.to_string())
-            .env("PIPEOPS_LOG_LEVEL", "debug,h2=info,hyper=info,hyper_util=info,tower=info,rustls=info")
+            .env(
+                "PIPEOPS_LOG_LEVEL",
+                "debug,h2=info,hyper=info,hyper_util=info,tower=info,rustls=info",
+            )
             .env("PIPEOPS_DRAIN_TIMEOUT", "5s");
         let core = format!("http://{}", ports.core_grpc);
         launch = match part {
@@ -219,7 +236,14 @@ impl Pod {
                 .env("PIPEOPS_API_URL", &self.config.api_url)
                 .env("PIPEOPS_TOKEN_FILE", path("token"))
                 .env("PIPEOPS_CLUSTER_NAME", &self.config.cluster_name)
-                .env("PIPEOPS_STATE_BACKEND", if self.config.state_in_secret { "secret" } else { "file" })
+                .env(
+                    "PIPEOPS_STATE_BACKEND",
+                    if self.config.state_in_secret {
+                        "secret"
+                    } else {
+                        "file"
+                    },
+                )
                 .env("PIPEOPS_STATE_FILE", path("agent-state.yaml"))
                 .env("PIPEOPS_STATE_NAMESPACE", "pipeops-system")
                 .env("PIPEOPS_POD_NAMESPACE", "pipeops-system")
@@ -281,7 +305,9 @@ impl Pod {
     /// # Errors
     /// When it was never started.
     pub fn process(&mut self, part: Part) -> Result<&mut Process> {
-        self.processes.get_mut(&part).with_context(|| format!("{} was not started", part.name()))
+        self.processes
+            .get_mut(&part)
+            .with_context(|| format!("{} was not started", part.name()))
     }
 
     /// What one part has logged over all its lives.
@@ -291,7 +317,10 @@ impl Pod {
 
     /// All logs, for the message of a failed assertion.
     pub fn logs(&self) -> String {
-        Part::ALL.iter().map(|part| format!("--- {}\n{}", part.name(), self.log(*part))).collect()
+        Part::ALL
+            .iter()
+            .map(|part| format!("--- {}\n{}", part.name(), self.log(*part)))
+            .collect()
     }
 
     /// The operator token of one part.
@@ -305,7 +334,9 @@ impl Pod {
             Part::Proxy => "private-proxy",
         };
         let file = TokenFile::new(self.dir.join(folder).join("operator-token"));
-        let token = file.read()?.with_context(|| format!("{} has no token yet", file.path().display()))?;
+        let token = file
+            .read()?
+            .with_context(|| format!("{} has no token yet", file.path().display()))?;
         Ok(token.expose_secret().to_owned())
     }
 }

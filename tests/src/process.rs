@@ -37,7 +37,12 @@ pub struct Launch {
 impl Launch {
     /// A launch with nothing but the folder, in which log and addresses are kept.
     pub fn new(binary: &str, dir: &Path) -> Self {
-        Self { binary: binary.to_owned(), args: Vec::new(), env: BTreeMap::new(), dir: dir.to_owned() }
+        Self {
+            binary: binary.to_owned(),
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            dir: dir.to_owned(),
+        }
     }
 
     /// Adds one argument.
@@ -77,7 +82,12 @@ impl Launch {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("starting {}", binary.display()))?;
-        Ok(Process { name: self.binary.clone(), child, log, addresses })
+        Ok(Process {
+            name: self.binary.clone(),
+            child,
+            log,
+            addresses,
+        })
     }
 }
 
@@ -94,7 +104,9 @@ impl Process {
             if let Ok(Some(status)) = child.try_wait() {
                 ended = Some(status);
             }
-            let text = std::fs::read_to_string(&addresses).ok().or_else(|| ended.map(|_| String::new()));
+            let text = std::fs::read_to_string(&addresses)
+                .ok()
+                .or_else(|| ended.map(|_| String::new()));
             async move { text }
         })
         .await;
@@ -102,7 +114,9 @@ impl Process {
             bail!("{} ended with {:?}:\n{}", self.name, ended, self.log());
         }
         let all: BTreeMap<String, String> = serde_json::from_str(&text)?;
-        all.get(key).cloned().with_context(|| format!("{} has no address `{key}` in {text}", self.name))
+        all.get(key)
+            .cloned()
+            .with_context(|| format!("{} has no address `{key}` in {text}", self.name))
     }
 
     /// Everything it has logged.
@@ -125,7 +139,10 @@ impl Process {
     /// # Errors
     /// When the process cannot be killed.
     pub async fn kill(&mut self) -> Result<()> {
-        self.child.kill().await.with_context(|| format!("killing {}", self.name))
+        self.child
+            .kill()
+            .await
+            .with_context(|| format!("killing {}", self.name))
     }
 
     /// SIGTERM by the `kill` program, and waits for the end.
@@ -134,7 +151,10 @@ impl Process {
     /// When it does not end within the patience of the tests.
     pub async fn terminate(&mut self) -> Result<ExitStatus> {
         if let Some(pid) = self.pid() {
-            Command::new("kill").args(["-TERM", &pid.to_string()]).status().await?;
+            Command::new("kill")
+                .args(["-TERM", &pid.to_string()])
+                .status()
+                .await?;
         }
         self.ended().await
     }
@@ -157,6 +177,11 @@ impl Process {
 /// When it is not built yet.
 pub fn find_binary(name: &str) -> Result<PathBuf> {
     let current = std::env::current_exe()?;
-    let found = current.ancestors().skip(1).take(3).map(|dir| dir.join(name)).find(|path| path.is_file());
+    let found = current
+        .ancestors()
+        .skip(1)
+        .take(3)
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file());
     found.with_context(|| format!("binary {name} is not built: run `cargo build --workspace --bins` first"))
 }

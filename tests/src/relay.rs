@@ -61,7 +61,13 @@ impl Relay {
                 });
             }
         });
-        Ok(Self { address, fault: Arc::new(fault), cut, refuse, _tasks: tasks })
+        Ok(Self {
+            address,
+            fault: Arc::new(fault),
+            cut,
+            refuse,
+            _tasks: tasks,
+        })
     }
 
     /// Where to connect.
@@ -106,7 +112,10 @@ async fn one_way(
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let count = from.read(&mut buffer).await?;
-        let delay = match *faults.wait_for(|fault| *fault != Fault::BlackHole && *fault != stalled_by).await? {
+        let delay = match *faults
+            .wait_for(|fault| *fault != Fault::BlackHole && *fault != stalled_by)
+            .await?
+        {
             Fault::Delay(delay) => Some(delay),
             _ => None,
         };

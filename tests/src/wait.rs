@@ -31,7 +31,11 @@ where
         if let Some(value) = condition().await {
             return (value, start.elapsed());
         }
-        assert!(start.elapsed() < patience(), "waited {:?} in vain for: {what}", start.elapsed());
+        assert!(
+            start.elapsed() < patience(),
+            "waited {:?} in vain for: {what}",
+            start.elapsed()
+        );
         sleep(POLL).await;
     }
 }

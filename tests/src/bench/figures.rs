@@ -45,14 +45,18 @@ impl Figures {
 
     fn add(&mut self, name: String, unit: &'static str, runs: &[f64], peer: Option<(&'static str, f64)>) {
         let ours = median(runs);
-        let (low, high) = runs.iter().fold((f64::MAX, f64::MIN), |(low, high), run| (low.min(*run), high.max(*run)));
+        let (low, high) = runs.iter().fold((f64::MAX, f64::MIN), |(low, high), run| {
+            (low.min(*run), high.max(*run))
+        });
         let figure = Figure {
             name,
             unit,
             ours,
             peer: peer.map(|(_, figure)| figure),
             peer_name: peer.map(|(name, _)| name),
-            ratio: peer.map(|(_, figure)| ours / figure).filter(|ratio| ratio.is_finite()),
+            ratio: peer
+                .map(|(_, figure)| ours / figure)
+                .filter(|ratio| ratio.is_finite()),
             runs: runs.len(),
             spread: if runs.is_empty() { 0.0 } else { high - low },
         };
@@ -62,10 +66,16 @@ impl Figures {
 
     /// Prints the table and writes `target/bench/<bench>.jsonl`.
     pub(super) fn finish(self, bench: &str) -> Result<()> {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?.join("target/bench");
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .context("the workspace")?
+            .join("target/bench");
         fs::create_dir_all(&dir)?;
         let mut lines = String::new();
-        println!("\n{:<58} {:>12} {:>12} {:>7}  unit", "figure", "ours", "peer", "ratio");
+        println!(
+            "\n{:<58} {:>12} {:>12} {:>7}  unit",
+            "figure", "ours", "peer", "ratio"
+        );
         for figure in &self.list {
             println!("{}", line(figure));
             writeln!(lines, "{}", serde_json::to_string(figure)?)?;
@@ -78,9 +88,16 @@ impl Figures {
 }
 
 fn line(figure: &Figure) -> String {
-    let peer = figure.peer.map_or_else(|| "-".to_owned(), |peer| format!("{peer:.3}"));
-    let ratio = figure.ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
-    let against = figure.peer_name.map(|name| format!(" (peer: {name})")).unwrap_or_default();
+    let peer = figure
+        .peer
+        .map_or_else(|| "-".to_owned(), |peer| format!("{peer:.3}"));
+    let ratio = figure
+        .ratio
+        .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+    let against = figure
+        .peer_name
+        .map(|name| format!(" (peer: {name})"))
+        .unwrap_or_default();
     format!(
         "{:<58} {:>12.3} {peer:>12} {ratio:>7}  {}{against}, median of {}, spread {:.3}",
         figure.name, figure.ours, figure.unit, figure.runs, figure.spread
@@ -97,9 +114,16 @@ pub(super) fn median(runs: &[f64]) -> f64 {
 /// The value below which `share` of the sorted values lie.
 pub(super) fn quantile(values: &mut [f64], share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index from a share of a length")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an index from a share of a length"
+    )]
     let index = (values.len() as f64 * share) as usize;
-    values.get(index.min(values.len().saturating_sub(1))).copied().unwrap_or_default()
+    values
+        .get(index.min(values.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -15,12 +15,20 @@ use crate::{
 };
 
 pub(super) async fn measure(figures: &mut Figures, seconds: u64) -> Result<()> {
-    let mut lab = Lab::with(Cluster::simulated().await?, ControlPlaneConfig::new(TOKEN), |mut pod| {
-        for part in Part::ALL {
-            pod = pod.env(part, "PIPEOPS_LOG_LEVEL", "info");
-        }
-        pod.env(Part::Core, "PIPEOPS_HEARTBEAT_INTERVAL", "5s").env(Part::Core, "PIPEOPS_TUNNEL_POLL_INTERVAL", "5s")
-    })
+    let mut lab = Lab::with(
+        Cluster::simulated().await?,
+        ControlPlaneConfig::new(TOKEN),
+        |mut pod| {
+            for part in Part::ALL {
+                pod = pod.env(part, "PIPEOPS_LOG_LEVEL", "info");
+            }
+            pod.env(Part::Core, "PIPEOPS_HEARTBEAT_INTERVAL", "5s").env(
+                Part::Core,
+                "PIPEOPS_TUNNEL_POLL_INTERVAL",
+                "5s",
+            )
+        },
+    )
     .await?;
     lab.start().await?;
     let mut before = Vec::new();
@@ -33,9 +41,17 @@ pub(super) async fn measure(figures: &mut Figures, seconds: u64) -> Result<()> {
         let pid = lab.pod.process(part)?.pid().context("it runs")?;
         let memory = resident_mb(pid)?;
         all += memory;
-        figures.ours(format!("idle memory {} after {seconds} s", part.name()), "MB", &[memory]);
+        figures.ours(
+            format!("idle memory {} after {seconds} s", part.name()),
+            "MB",
+            &[memory],
+        );
         let per_second = (cpu_ms(pid)? - before) / seconds as f64;
-        figures.ours(format!("idle processor time {}", part.name()), "ms/s", &[per_second]);
+        figures.ours(
+            format!("idle processor time {}", part.name()),
+            "ms/s",
+            &[per_second],
+        );
     }
     figures.ours("idle memory of the three together", "MB", &[all]);
     Ok(())

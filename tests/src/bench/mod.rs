@@ -33,7 +33,11 @@ const PARTS: [&str; 5] = ["sizes", "start", "idle", "requests", "watches"];
 /// When a peer is missing or something could not be measured.
 pub async fn run(options: Options) -> Result<()> {
     for part in &options.parts {
-        ensure!(PARTS.contains(&part.as_str()), "no part {part}; there are {}", PARTS.join(", "));
+        ensure!(
+            PARTS.contains(&part.as_str()),
+            "no part {part}; there are {}",
+            PARTS.join(", ")
+        );
     }
     let wanted = |name: &str| options.parts.is_empty() || options.parts.iter().any(|part| part == name);
     let mut figures = Figures::default();

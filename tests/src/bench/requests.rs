@@ -26,7 +26,11 @@ const PATH: &str = "/api/v1/namespaces/default";
 
 #[derive(Clone)]
 enum Way {
-    Http { client: reqwest::Client, url: String, token: String },
+    Http {
+        client: reqwest::Client,
+        url: String,
+        token: String,
+    },
     Frames(Arc<ProxyLink>),
 }
 
@@ -44,8 +48,15 @@ pub(super) async fn measure(figures: &mut Figures, rounds: usize) -> Result<()> 
     let simulation = lab.cluster.simulation()?;
     let ca = reqwest::Certificate::from_pem(simulation.ca_pem().as_bytes())?;
     let http = |url: String, token: &str| -> Result<Way> {
-        let client = reqwest::Client::builder().tls_certs_only([ca.clone()]).http1_only().build()?;
-        Ok(Way::Http { client, url, token: token.to_owned() })
+        let client = reqwest::Client::builder()
+            .tls_certs_only([ca.clone()])
+            .http1_only()
+            .build()?;
+        Ok(Way::Http {
+            client,
+            url,
+            token: token.to_owned(),
+        })
     };
     let direct = http(format!("{}{PATH}", simulation.url()), simulation.admin_token())?;
     let (mut kubectl, port) = kubectl_proxy(&lab).await?;
@@ -73,20 +84,36 @@ pub(super) async fn measure(figures: &mut Figures, rounds: usize) -> Result<()> 
             runs.p50.push(quantile(&mut latencies, 0.5));
             runs.p99.push(quantile(&mut latencies, 0.99));
             if let (Some(pid), Some(before)) = (pid, before) {
-                runs.cpu.push((cpu_ms(*pid)? - before) / (REQUESTS as f64 / 1000.0));
+                runs.cpu
+                    .push((cpu_ms(*pid)? - before) / (REQUESTS as f64 / 1000.0));
             }
         }
     }
     kubectl.kill().await.ok();
     for name in ["http door", "v1 frames"] {
         let ours = all.get(name).context("measured")?;
-        for (peer_name, peer) in [("kubectl proxy", all.get("kubectl proxy")), ("direct", all.get("direct"))] {
+        for (peer_name, peer) in [
+            ("kubectl proxy", all.get("kubectl proxy")),
+            ("direct", all.get("direct")),
+        ] {
             let peer = peer.context("measured")?;
-            figures.beside(format!("{name}: small GETs, {CONCURRENCY} at once"), "1/s", &ours.per_second, peer_name, &peer.per_second);
+            figures.beside(
+                format!("{name}: small GETs, {CONCURRENCY} at once"),
+                "1/s",
+                &ours.per_second,
+                peer_name,
+                &peer.per_second,
+            );
             figures.beside(format!("{name}: p50"), "ms", &ours.p50, peer_name, &peer.p50);
             figures.beside(format!("{name}: p99"), "ms", &ours.p99, peer_name, &peer.p99);
             if median(&peer.cpu) > 0.0 {
-                figures.beside(format!("{name}: processor time for 1,000 GETs"), "ms", &ours.cpu, peer_name, &peer.cpu);
+                figures.beside(
+                    format!("{name}: processor time for 1,000 GETs"),
+                    "ms",
+                    &ours.cpu,
+                    peer_name,
+                    &peer.cpu,
+                );
             }
         }
     }
@@ -119,7 +146,11 @@ async fn one(way: &Way) -> Result<()> {
     match way {
         Way::Http { client, url, token } => {
             let request = client.get(url);
-            let request = if token.is_empty() { request } else { request.bearer_auth(token) };
+            let request = if token.is_empty() {
+                request
+            } else {
+                request.bearer_auth(token)
+            };
             request.send().await?.error_for_status()?.bytes().await?;
         }
         Way::Frames(link) => {

@@ -53,8 +53,16 @@ pub(super) async fn measure(figures: &mut Figures, rounds: usize) -> Result<()> 
             cpu.push((cpu_ms(pid)? - before) / (seen as f64 / 1000.0));
             memory.push(resident_mb(pid)?);
         }
-        figures.ours(format!("{watches} watches: events of {EVENT_BYTES} bytes"), "1/s", &speed);
-        figures.ours(format!("{watches} watches: processor time for 1,000 events"), "ms", &cpu);
+        figures.ours(
+            format!("{watches} watches: events of {EVENT_BYTES} bytes"),
+            "1/s",
+            &speed,
+        );
+        figures.ours(
+            format!("{watches} watches: processor time for 1,000 events"),
+            "ms",
+            &cpu,
+        );
         figures.ours(format!("{watches} watches: memory of k8s-proxy"), "MB", &memory);
     }
     Ok(())

@@ -21,8 +21,11 @@ struct Arguments {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let options =
-        Options { parts: arguments.parts, rounds: arguments.rounds.max(1), idle_seconds: arguments.idle_seconds };
+    let options = Options {
+        parts: arguments.parts,
+        rounds: arguments.rounds.max(1),
+        idle_seconds: arguments.idle_seconds,
+    };
     match bench::run(options).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

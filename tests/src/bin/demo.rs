@@ -19,7 +19,10 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let options = Options { stop_after: arguments.seconds.map(Duration::from_secs), real: arguments.real };
+    let options = Options {
+        stop_after: arguments.seconds.map(Duration::from_secs),
+        real: arguments.real,
+    };
     match demo::run(options).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -28,14 +28,19 @@ pub(crate) struct Stage {
 impl Stage {
     pub(crate) async fn start() -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("pipeops-demo-").tempdir()?;
-        let given = std::env::var_os("KUBECONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let given = std::env::var_os("KUBECONFIG")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from);
         let (kubeconfig, simulation) = match given {
             Some(path) => {
                 println!("cluster:       the one in KUBECONFIG ({})", path.display());
                 (path, None)
             }
             None => {
-                let config = SimulationConfig { tick: Some(TICK), ..SimulationConfig::default() };
+                let config = SimulationConfig {
+                    tick: Some(TICK),
+                    ..SimulationConfig::default()
+                };
                 let simulation = Simulation::start(config).await?;
                 empty_state(&simulation)?;
                 let path = dir.path().join("cluster.kubeconfig");
@@ -46,7 +51,10 @@ impl Stage {
         };
         let token = runtime::secret::hex(&rand::random::<[u8; 16]>());
         let control_plane = ControlPlane::start(ControlPlaneConfig::new(&token)).await?;
-        println!("control plane: {} (its front for kubectl is https)", control_plane.api_url());
+        println!(
+            "control plane: {} (its front for kubectl is https)",
+            control_plane.api_url()
+        );
         let mut config = PodConfig::new(control_plane.api_url(), token, Kubernetes::Kubeconfig(kubeconfig));
         config.cluster_name = "demo".to_owned();
         // Somebody's own cluster is left as it is: the identity then stays in a file.
@@ -58,8 +66,16 @@ impl Stage {
             .env(Part::Tunnel, "PIPEOPS_LOG_LEVEL", "info")
             .env(Part::Proxy, "PIPEOPS_LOG_LEVEL", "info");
         let pod = Pod::start(config, &dir.path().join("pod"))?;
-        println!("agent:         agent-core, tunnel-sidecar, k8s-proxy; logs in {}\n", pod.dir().display());
-        Ok(Self { control_plane, pod, dir, _simulation: simulation })
+        println!(
+            "agent:         agent-core, tunnel-sidecar, k8s-proxy; logs in {}\n",
+            pod.dir().display()
+        );
+        Ok(Self {
+            control_plane,
+            pod,
+            dir,
+            _simulation: simulation,
+        })
     }
 
     /// Waits for the first registered cluster.
@@ -74,10 +90,22 @@ impl Stage {
         let (ports, private) = (self.pod.ports, self.pod.dir().join("private-core/operator-token"));
         let mut lines = vec![
             ("the cluster, from outside", format!("{kubectl} get pods -A")),
-            ("a live watch through the proxy", format!("{kubectl} get pods -A -w")),
-            ("what the control plane was told", format!("curl -s {}/clusters", self.control_plane.api_url())),
-            ("is it ready, and why not", format!("curl -s http://{}/readyz", ports.core_http)),
-            ("the page (sign in with the token below)", format!("http://{}/dashboard", ports.core_http)),
+            (
+                "a live watch through the proxy",
+                format!("{kubectl} get pods -A -w"),
+            ),
+            (
+                "what the control plane was told",
+                format!("curl -s {}/clusters", self.control_plane.api_url()),
+            ),
+            (
+                "is it ready, and why not",
+                format!("curl -s http://{}/readyz", ports.core_http),
+            ),
+            (
+                "the page (sign in with the token below)",
+                format!("http://{}/dashboard", ports.core_http),
+            ),
             ("the operator's token", format!("cat {}", private.display())),
         ];
         let grpcurl = peers::path("grpcurl").context("grpcurl")?;

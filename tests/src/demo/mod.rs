@@ -75,6 +75,13 @@ async fn shown(options: Options, control_plane: &ControlPlane, commands: &Comman
     if options.stop_after.is_some() && !missing.is_empty() {
         bail!("not seen: {}", missing.join(", "));
     }
-    println!("{}", if missing.is_empty() { "everything was seen" } else { "stopped before everything was seen" });
+    println!(
+        "{}",
+        if missing.is_empty() {
+            "everything was seen"
+        } else {
+            "stopped before everything was seen"
+        }
+    );
     Ok(())
 }

@@ -16,7 +16,12 @@ use crate::{
 
 /// The watch must have shown so many events before it counts as seen.
 const EVENTS: usize = 3;
-const ALL: [&str; 4] = ["the registered cluster", "heartbeats", "a byte through each forward", "a live watch"];
+const ALL: [&str; 4] = [
+    "the registered cluster",
+    "heartbeats",
+    "a byte through each forward",
+    "a live watch",
+];
 
 /// Prints what is seen, and remembers it.
 pub(crate) struct Show<'a> {
@@ -28,7 +33,12 @@ pub(crate) struct Show<'a> {
 
 impl<'a> Show<'a> {
     pub(crate) fn new(control_plane: &'a ControlPlane) -> Self {
-        Self { control_plane, start: Instant::now(), seen: BTreeSet::new(), id: String::new() }
+        Self {
+            control_plane,
+            start: Instant::now(),
+            seen: BTreeSet::new(),
+            id: String::new(),
+        }
     }
 
     /// What was not seen.
@@ -43,8 +53,14 @@ impl<'a> Show<'a> {
     /// Registered cluster, heartbeats, forwards, watch.
     pub(crate) async fn everything(&mut self) -> Result<()> {
         self.id = self.control_plane.wait_registered().await;
-        let cluster = self.control_plane.cluster(&self.id).context("the cluster is registered")?;
-        self.say(format!("registered: cluster {:?}, id {}, agent {}", cluster.name, self.id, cluster.agent_id));
+        let cluster = self
+            .control_plane
+            .cluster(&self.id)
+            .context("the cluster is registered")?;
+        self.say(format!(
+            "registered: cluster {:?}, id {}, agent {}",
+            cluster.name, self.id, cluster.agent_id
+        ));
         self.seen.insert(ALL[0]);
 
         for _ in 0..2 {
@@ -53,8 +69,15 @@ impl<'a> Show<'a> {
         }
         self.seen.insert(ALL[1]);
 
-        let tunnel = self.control_plane.tunnel(&self.id).context("no tunnel: the chisel server is off")?;
-        self.say(format!("tunnel:     {} (fingerprint {})", tunnel.server.as_deref().unwrap_or("-"), tunnel.fingerprint.as_deref().unwrap_or("-")));
+        let tunnel = self
+            .control_plane
+            .tunnel(&self.id)
+            .context("no tunnel: the chisel server is off")?;
+        self.say(format!(
+            "tunnel:     {} (fingerprint {})",
+            tunnel.server.as_deref().unwrap_or("-"),
+            tunnel.fingerprint.as_deref().unwrap_or("-")
+        ));
         for forward in &tunnel.forwards {
             let (control_plane, id) = (self.control_plane, &self.id);
             let name = forward.name.as_str();
@@ -93,8 +116,13 @@ impl<'a> Show<'a> {
     }
 
     async fn watch(&self, stop_after: Option<usize>) -> Result<()> {
-        let url = format!("{}/api/v1/events?watch=true", self.control_plane.front_url(&self.id));
-        let request = front_client(self.control_plane)?.get(url).bearer_auth(self.control_plane.front_token());
+        let url = format!(
+            "{}/api/v1/events?watch=true",
+            self.control_plane.front_url(&self.id)
+        );
+        let request = front_client(self.control_plane)?
+            .get(url)
+            .bearer_auth(self.control_plane.front_token());
         let response = request.send().await?.error_for_status()?;
         let (mut body, mut buffer, mut events) = (response.bytes_stream(), Vec::new(), 0);
         while let Some(chunk) = body.next().await {
@@ -116,7 +144,10 @@ impl<'a> Show<'a> {
                 }
             }
         }
-        anyhow::bail!("the watch ended after {:?}", Duration::from_secs(self.start.elapsed().as_secs()))
+        anyhow::bail!(
+            "the watch ended after {:?}",
+            Duration::from_secs(self.start.elapsed().as_secs())
+        )
     }
 }
 

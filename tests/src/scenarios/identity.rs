@@ -216,7 +216,7 @@ pub async fn a_refused_agent_stays_and_comes_back(cluster: Cluster) -> Result<()
         readyz(&lab, Part::Core)
             .await
             .ok()
-            .filter(|text| text.contains("efused"))
+            .filter(|text| text.starts_with("not ready") && text.contains("Refused"))
     })
     .await;
     ensure!(text.starts_with("not ready"), "{text}");

@@ -22,7 +22,10 @@ pub async fn one(cluster: Cluster, victim: Part) -> Result<()> {
     let name = |step: &str| format!("kill-{}-{step}", victim.name());
     observer.sees(&name("before")).await?;
     for forward in ["agent-http", "k8s-proxy"] {
-        eventually(forward, || async { through_forward(&lab.control_plane, &id, forward).await.ok() }).await;
+        eventually(forward, || async {
+            through_forward(&lab.control_plane, &id, forward).await.ok()
+        })
+        .await;
     }
     let others: Vec<Part> = Part::ALL.into_iter().filter(|part| *part != victim).collect();
     let mut pids = Vec::new();
@@ -35,7 +38,9 @@ pub async fn one(cluster: Cluster, victim: Part) -> Result<()> {
     let cp = &lab.control_plane;
     match victim {
         Part::Core => {
-            through_forward(cp, &id, "k8s-proxy").await.context("the forward must go on without agent-core")?;
+            through_forward(cp, &id, "k8s-proxy")
+                .await
+                .context("the forward must go on without agent-core")?;
             lines.push("forward k8s-proxy carried on".to_owned());
             observer.sees(&name("down")).await?;
             lines.push("the watch went on".to_owned());
@@ -49,7 +54,9 @@ pub async fn one(cluster: Cluster, victim: Part) -> Result<()> {
         Part::Proxy => {
             let took = told_by_heartbeat(cp, &id, victim).await;
             lines.push(format!("a heartbeat said so after {took:?}"));
-            through_forward(cp, &id, "agent-http").await.context("the forward must go on without k8s-proxy")?;
+            through_forward(cp, &id, "agent-http")
+                .await
+                .context("the forward must go on without k8s-proxy")?;
             lines.push("forward agent-http carried on".to_owned());
             observer.create(&name("down")).await?;
         }
@@ -70,10 +77,19 @@ pub async fn one(cluster: Cluster, victim: Part) -> Result<()> {
 
     let counts = observer.counts();
     for step in ["before", "down", "after"] {
-        ensure!(counts.get(&name(step)) == Some(&1), "{step} was seen {:?} times", counts.get(&name(step)));
+        ensure!(
+            counts.get(&name(step)) == Some(&1),
+            "{step} was seen {:?} times",
+            counts.get(&name(step))
+        );
     }
     for (part, pid) in others.iter().zip(pids) {
-        ensure!(lab.pod.process(*part)?.running(), "{} ended too:\n{}", part.name(), lab.pod.log(*part));
+        ensure!(
+            lab.pod.process(*part)?.running(),
+            "{} ended too:\n{}",
+            part.name(),
+            lab.pod.log(*part)
+        );
         ensure!(lab.pod.process(*part)?.pid() == pid);
     }
     ensure!(lab.control_plane.clusters().len() == 1, "one pod is one cluster");
@@ -85,7 +101,9 @@ pub async fn told_by_heartbeat(control_plane: &ControlPlane, id: &str, victim: P
     let (_, took) = eventually("a heartbeat that says so", || async {
         let beat = control_plane.heartbeats(id).pop()?;
         let containers = beat.body["agent"]["containers"].as_array()?.clone();
-        let said = containers.iter().find(|container| container["name"] == victim.name())?;
+        let said = containers
+            .iter()
+            .find(|container| container["name"] == victim.name())?;
         let fine = said["known"] == Value::Bool(true) && said["ready"] == Value::Bool(true);
         (!fine).then_some(())
     })

@@ -1,8 +1,5 @@
 //! What a person far away does: kubectl through the front, bytes through the forwards, one trace.
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::Value;
-
 use super::observer::{front_client, through_forward};
 use crate::{
     control_plane::ControlPlaneConfig,
@@ -11,6 +8,7 @@ use crate::{
     pod::Part,
     wait::eventually,
 };
+use anyhow::{Context as _, Result, ensure};
 
 /// `kubectl get`, `apply`, `get -w` and `delete` through the front, and a byte through each forward.
 ///
@@ -145,12 +143,4 @@ pub async fn one_trace_of(cluster: Cluster, receiver: &Receiver, services: &[&st
         );
     }
     Ok(())
-}
-
-/// The body of a heartbeat's `agent.containers` entry of one part.
-pub fn container<'a>(heartbeat: &'a Value, part: Part) -> Option<&'a Value> {
-    heartbeat["agent"]["containers"]
-        .as_array()?
-        .iter()
-        .find(|container| container["name"] == part.name())
 }

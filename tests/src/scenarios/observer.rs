@@ -29,9 +29,29 @@ impl Observer {
     /// When the front refuses the watch.
     pub async fn start(control_plane: &ControlPlane, cluster: &str, truth: PathBuf) -> Result<Self> {
         let client = front_client(control_plane)?;
-        let url = format!("{}/api/v1/namespaces/default/configmaps?watch=true", control_plane.front_url(cluster));
-        let response = client.get(url).bearer_auth(control_plane.front_token()).send().await?;
-        ensure!(response.status().is_success(), "the watch was refused: {}", response.status());
+        // List, then watch from the list's position, as kubectl and every informer do.
+        let path = format!(
+            "{}/api/v1/namespaces/default/configmaps",
+            control_plane.front_url(cluster)
+        );
+        let list = client
+            .get(format!("{path}?limit=1"))
+            .bearer_auth(control_plane.front_token());
+        let list: Value = list.send().await?.error_for_status()?.json().await?;
+        let version = list["metadata"]["resourceVersion"]
+            .as_str()
+            .context("a list has a resourceVersion")?;
+        let url = format!("{path}?watch=true&resourceVersion={version}");
+        let response = client
+            .get(url)
+            .bearer_auth(control_plane.front_token())
+            .send()
+            .await?;
+        ensure!(
+            response.status().is_success(),
+            "the watch was refused: {}",
+            response.status()
+        );
         let seen: Arc<Mutex<BTreeMap<String, u32>>> = Arc::default();
         let (noted, mut task) = (Arc::clone(&seen), JoinSet::new());
         task.spawn(async move {
@@ -42,8 +62,15 @@ impl Observer {
                     let line: Vec<u8> = buffer.drain(..=end).collect();
                     let event: Value = serde_json::from_slice(&line).expect("each line is one whole event");
                     if event["type"] == "ADDED" {
-                        let name = event["object"]["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-                        *noted.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+                        let name = event["object"]["metadata"]["name"]
+                            .as_str()
+                            .unwrap_or_default()
+                            .to_owned();
+                        *noted
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .entry(name)
+                            .or_default() += 1;
                     }
                 }
             }
@@ -60,7 +87,10 @@ impl Observer {
         let (seen, task) = (Arc::clone(&self.seen), &mut self.task);
         let what = format!("the watch to show {name}");
         let (open, took) = eventually(&what, || {
-            let known = seen.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name);
+            let known = seen
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .contains_key(name);
             let ended = task.try_join_next().is_some();
             async move { if known { Some(true) } else { ended.then_some(false) } }
         })
@@ -93,7 +123,10 @@ impl Observer {
 /// When the CA is not readable.
 pub fn front_client(control_plane: &ControlPlane) -> Result<reqwest::Client> {
     let ca = reqwest::Certificate::from_pem(control_plane.ca_pem().as_bytes())?;
-    reqwest::Client::builder().tls_certs_only([ca]).build().context("an HTTP client for the front")
+    reqwest::Client::builder()
+        .tls_certs_only([ca])
+        .build()
+        .context("an HTTP client for the front")
 }
 
 /// A byte through one forward: who listens behind it answers a request that comes in at the far end.
@@ -102,8 +135,15 @@ pub fn front_client(control_plane: &ControlPlane) -> Result<reqwest::Client> {
 /// When nothing comes back.
 pub async fn through_forward(control_plane: &ControlPlane, cluster: &str, forward: &str) -> Result<String> {
     let view = control_plane.tunnel(cluster).context("no tunnel")?;
-    let port = view.forwards.iter().find(|known| known.name == forward).context("no such forward")?.port;
-    let client = reqwest::Client::builder().timeout(Duration::from_secs(5)).tls_danger_accept_invalid_certs(true);
+    let port = view
+        .forwards
+        .iter()
+        .find(|known| known.name == forward)
+        .context("no such forward")?
+        .port;
+    let client = reqwest::Client::builder()
+        .timeout(Duration::from_secs(5))
+        .tls_danger_accept_invalid_certs(true);
     let client = client.pool_max_idle_per_host(0).build()?;
     let token = control_plane.token();
     let url = match forward {
@@ -112,6 +152,11 @@ pub async fn through_forward(control_plane: &ControlPlane, cluster: &str, forwar
         "kubernetes-api" => format!("https://127.0.0.1:{port}/version"),
         other => anyhow::bail!("no request is known for forward {other}"),
     };
-    let response = client.get(url).bearer_auth(token).send().await?.error_for_status()?;
+    let response = client
+        .get(url)
+        .bearer_auth(token)
+        .send()
+        .await?
+        .error_for_status()?;
     Ok(response.text().await?)
 }

@@ -36,9 +36,16 @@ pub async fn in_order(cluster: Cluster, order: [Part; 3]) -> Result<()> {
         lab.control_plane.wait_forward(&id, forward).await;
     }
     let response = link.request(&crate::control_plane::Call::get("/version")).await?;
-    ensure!(response.status == 200, "GET /version through the proxy: {response:?}");
+    ensure!(
+        response.status == 200,
+        "GET /version through the proxy: {response:?}"
+    );
     let names: Vec<_> = order.iter().map(|part| part.name()).collect();
-    println!("start order {}: all of it works after {:?}", names.join(", "), start.elapsed());
+    println!(
+        "start order {}: all of it works after {:?}",
+        names.join(", "),
+        start.elapsed()
+    );
     ensure!(lab.control_plane.clusters().len() == 1, "one pod is one cluster");
     Ok(())
 }

@@ -26,7 +26,11 @@ pub async fn two_hundred(cluster: Cluster) -> Result<()> {
     let mut streams = Vec::new();
     for number in 0..200 {
         let stream = link.stream(&Call::get(PATH).query("watch", "true")).await?;
-        ensure!(stream.status() == 200, "watch {number}: status {}", stream.status());
+        ensure!(
+            stream.status() == 200,
+            "watch {number}: status {}",
+            stream.status()
+        );
         streams.push(stream);
     }
     let stalled = streams.pop().context("the stalled one")?;
@@ -40,8 +44,10 @@ pub async fn two_hundred(cluster: Cluster) -> Result<()> {
     let readers: JoinSet<Result<Vec<String>>> = streams.into_iter().map(read_names).collect();
     for number in 0..EVENTS {
         let (truth, name) = (lab.kubeconfig.clone(), format!("many-{number}"));
-        tokio::task::spawn_blocking(move || kubectl(&truth, &["create", "configmap", &name, "-n", "default"]))
-            .await??;
+        tokio::task::spawn_blocking(move || {
+            kubectl(&truth, &["create", "configmap", &name, "-n", "default"])
+        })
+        .await??;
     }
     lab.control_plane.wait_heartbeats(&id, 2).await;
     let expected: Vec<String> = (0..EVENTS).map(|number| format!("many-{number}")).collect();
@@ -55,7 +61,9 @@ pub async fn two_hundred(cluster: Cluster) -> Result<()> {
     while let Ok(Some(text)) = tokio::time::timeout(std::time::Duration::from_millis(200), tap.next()).await {
         frames += 1;
         let frame: Value = serde_json::from_str(&text)?;
-        let cancelled = cancelled.iter().any(|number| frame["stream_id"] == number.as_str());
+        let cancelled = cancelled
+            .iter()
+            .any(|number| frame["stream_id"] == number.as_str());
         ensure!(!cancelled || frame["done"] == true, "after CANCEL came {text}");
     }
     ensure!(frames > 189, "the tap saw {frames} frames");
@@ -66,7 +74,10 @@ pub async fn two_hundred(cluster: Cluster) -> Result<()> {
         })
         .await;
     }
-    println!("200 watches on one WebSocket: {} events each, {frames} frames, heartbeats in pace", EVENTS);
+    println!(
+        "200 watches on one WebSocket: {} events each, {frames} frames, heartbeats in pace",
+        EVENTS
+    );
     Ok(())
 }
 
@@ -98,9 +109,18 @@ pub async fn bad_frames(cluster: Cluster) -> Result<()> {
         ("not JSON", "{nonsense".to_owned()),
         ("not an object", "[1,2]".to_owned()),
         ("no id", r#"{"method":"GET","path":"/version"}"#.to_owned()),
-        ("unknown method", r#"{"id":"bad","method":"BREW","path":"/version"}"#.to_owned()),
-        ("body is not base64", r#"{"id":"bad","method":"POST","path":"/api/v1/namespaces","body":"***"}"#.to_owned()),
-        ("cancel of nothing", r#"{"id":"bad","method":"CANCEL","stream_id":"no-such-stream"}"#.to_owned()),
+        (
+            "unknown method",
+            r#"{"id":"bad","method":"BREW","path":"/version"}"#.to_owned(),
+        ),
+        (
+            "body is not base64",
+            r#"{"id":"bad","method":"POST","path":"/api/v1/namespaces","body":"***"}"#.to_owned(),
+        ),
+        (
+            "cancel of nothing",
+            r#"{"id":"bad","method":"CANCEL","stream_id":"no-such-stream"}"#.to_owned(),
+        ),
     ]);
     for (what, path) in [
         ("relative path", "api/v1"),
@@ -116,10 +136,18 @@ pub async fn bad_frames(cluster: Cluster) -> Result<()> {
     for (what, frame) in &cases {
         let mut tap = link.tap();
         link.send_text(frame).await?;
-        let answer = tokio::time::timeout(crate::wait::patience(), tap.next()).await.context(*what)?;
+        let answer = tokio::time::timeout(crate::wait::patience(), tap.next())
+            .await
+            .context(*what)?;
         let answer: Value = serde_json::from_str(&answer.context(*what)?)?;
-        ensure!(!answer["error"].as_str().unwrap_or_default().is_empty(), "{what}: no error in {answer}");
-        ensure!(!frame.contains("\"bad\"") || answer["id"] == "bad", "{what}: the id is missing in {answer}");
+        ensure!(
+            !answer["error"].as_str().unwrap_or_default().is_empty(),
+            "{what}: no error in {answer}"
+        );
+        ensure!(
+            !frame.contains("\"bad\"") || answer["id"] == "bad",
+            "{what}: the id is missing in {answer}"
+        );
         let fine = link.request(&Call::get("/version")).await?;
         ensure!(fine.status == 200, "after {what}: {fine:?}");
     }
@@ -127,12 +155,21 @@ pub async fn bad_frames(cluster: Cluster) -> Result<()> {
     let create = ["create", "configmap", "after-bad-frames", "-n", "default"];
     tokio::task::spawn_blocking(move || kubectl(&truth, &create)).await??;
     let (_, took) = eventually_event(&mut watch, "after-bad-frames").await?;
-    println!("{} bad frames answered; the watch beside them went on ({took:?})", cases.len());
+    println!(
+        "{} bad frames answered; the watch beside them went on ({took:?})",
+        cases.len()
+    );
 
-    let large = format!(r#"{{"id":"large","method":"GET","path":"/version","pad":"{}"}}"#, "x".repeat(2 << 20));
+    let large = format!(
+        r#"{{"id":"large","method":"GET","path":"/version","pad":"{}"}}"#,
+        "x".repeat(2 << 20)
+    );
     link.send_text(&large).await.ok();
     let why = tokio::time::timeout(crate::wait::patience(), link.closed()).await?;
-    ensure!(why.contains("1009"), "a frame over the limit closes with 1009, not: {why}");
+    ensure!(
+        why.contains("1009"),
+        "a frame over the limit closes with 1009, not: {why}"
+    );
     lab.control_plane.wait_link(&id).await;
     Ok(())
 }
@@ -140,7 +177,9 @@ pub async fn bad_frames(cluster: Cluster) -> Result<()> {
 async fn eventually_event(stream: &mut ResponseStream, name: &str) -> Result<((), std::time::Duration)> {
     let start = tokio::time::Instant::now();
     loop {
-        let chunk = tokio::time::timeout(crate::wait::patience(), stream.next()).await?.context("ended")??;
+        let chunk = tokio::time::timeout(crate::wait::patience(), stream.next())
+            .await?
+            .context("ended")??;
         if String::from_utf8_lossy(&chunk).contains(name) {
             return Ok(((), start.elapsed()));
         }

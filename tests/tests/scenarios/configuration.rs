@@ -31,9 +31,21 @@ async fn three_faults_are_three_lines() -> Result<()> {
             .env("PIPEOPS_LOG_FORMAT", "xml");
         let (code, text) = check(launch).await?;
         ensure!(code == Some(64), "{}: exit code {code:?}\n{text}", part.name());
-        for (name, value) in [("HTTP_LISTEN", "not an address"), ("DRAIN_TIMEOUT", "soon"), ("LOG_FORMAT", "xml")] {
-            let lines: Vec<_> = text.lines().filter(|line| line.contains(name) && line.contains(value)).collect();
-            ensure!(lines.len() == 1, "{}: {name} is told {} times in:\n{text}", part.name(), lines.len());
+        for (name, value) in [
+            ("HTTP_LISTEN", "not an address"),
+            ("DRAIN_TIMEOUT", "soon"),
+            ("LOG_FORMAT", "xml"),
+        ] {
+            let lines: Vec<_> = text
+                .lines()
+                .filter(|line| line.contains(name) && line.contains(value))
+                .collect();
+            ensure!(
+                lines.len() == 1,
+                "{}: {name} is told {} times in:\n{text}",
+                part.name(),
+                lines.len()
+            );
         }
         ensure!(!text.contains(CANARY), "{} printed a secret", part.name());
     }
@@ -49,9 +61,15 @@ async fn an_unknown_variable_names_the_nearest() -> Result<()> {
         (Part::Proxy, "PIPEOPS_KUBECONFG", "PIPEOPS_KUBECONFIG"),
     ] {
         let dir = tempfile::tempdir()?;
-        let launch = Launch::new(part.name(), dir.path()).arg("check-config").env(wrong, "x");
+        let launch = Launch::new(part.name(), dir.path())
+            .arg("check-config")
+            .env(wrong, "x");
         let (code, text) = check(launch).await?;
-        ensure!(code == Some(64) && text.contains(wrong) && text.contains(near), "{}: {text}", part.name());
+        ensure!(
+            code == Some(64) && text.contains(wrong) && text.contains(near),
+            "{}: {text}",
+            part.name()
+        );
     }
     Ok(())
 }
@@ -61,7 +79,11 @@ async fn an_unknown_variable_names_the_nearest() -> Result<()> {
 async fn no_secret_is_printed() -> Result<()> {
     let (lab, id) = Lab::running(Cluster::simulated().await?).await?;
     lab.control_plane.wait_heartbeats(&id, 2).await;
-    let view = lab.control_plane.tunnel(&id).map(|tunnel| format!("{tunnel:?}")).unwrap_or_default();
+    let view = lab
+        .control_plane
+        .tunnel(&id)
+        .map(|tunnel| format!("{tunnel:?}"))
+        .unwrap_or_default();
     ensure!(!view.is_empty());
     let mut secrets = vec![TOKEN.to_owned()];
     for part in Part::ALL {
@@ -79,9 +101,16 @@ async fn no_secret_is_printed() -> Result<()> {
         for path in ["/readyz", "/metrics", "/version"] {
             texts.push(reqwest::get(format!("http://{http}{path}")).await?.text().await?);
         }
-        ensure!(texts.iter().all(|text| !text.is_empty()), "{} says nothing", part.name());
+        ensure!(
+            texts.iter().all(|text| !text.is_empty()),
+            "{} says nothing",
+            part.name()
+        );
         for secret in &secrets {
-            let leak = texts.iter().flat_map(|text| text.lines()).find(|line| line.contains(secret));
+            let leak = texts
+                .iter()
+                .flat_map(|text| text.lines())
+                .find(|line| line.contains(secret));
             ensure!(leak.is_none(), "{} printed a secret: {leak:?}", part.name());
         }
     }

@@ -21,7 +21,10 @@ struct Browser {
 
 impl Browser {
     fn open(url: &str, token: &str) -> Result<Self> {
-        let web = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace")?.join("dashboard/web");
+        let web = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .context("the workspace")?
+            .join("dashboard/web");
         let mut child = Command::new("node")
             .arg("browser-test.mjs")
             .args(["--url", url, "--token", token])
@@ -38,7 +41,9 @@ impl Browser {
 
     async fn expect(&mut self, answer: &str) -> Result<()> {
         loop {
-            let line = tokio::time::timeout(patience(), self.stdout.next_line()).await.context(answer.to_owned())??;
+            let line = tokio::time::timeout(patience(), self.stdout.next_line())
+                .await
+                .context(answer.to_owned())??;
             let line = line.with_context(|| format!("the browser ended before it said {answer}"))?;
             println!("browser: {line}");
             if line.trim() == answer {
@@ -50,7 +55,11 @@ impl Browser {
     async fn ask(&mut self, command: &str) -> Result<()> {
         self.stdin.write_all(format!("{command}\n").as_bytes()).await?;
         self.stdin.flush().await?;
-        if command == "quit" { Ok(()) } else { self.expect("OK").await }
+        if command == "quit" {
+            Ok(())
+        } else {
+            self.expect("OK").await
+        }
     }
 }
 
