@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use agent_core::{App, BUILD, Error, cli::Cli, config::Config};
+use agent_core::{App, BUILD, cli::Cli, config::Config};
 use runtime::{
     cli::{Command, print_token, print_version, refuse_config},
     config::Env,
@@ -35,6 +35,6 @@ fn run(config: Config) -> ExitCode {
     let drain_timeout = config.drain_timeout;
     runtime::cli::run(&logging, drain_timeout, async |telemetry, supervisor| {
         App::bind(config, telemetry).await?.run(supervisor);
-        Ok::<_, Error>(())
+        Ok::<_, agent_core::Error>(())
     })
 }

@@ -1,6 +1,6 @@
 //! The kill table by container: SIGKILL from the node, a fresh pod for each, the kubelet restarts it.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use anyhow::{Result, ensure};
 use harness::{
