@@ -127,6 +127,8 @@ impl Link {
     /// # Errors
     /// A final refusal of the very first registration.
     pub(crate) async fn run(mut self) -> Result<(), Refused> {
+        // However this task ends, the local streams end with it: nothing may hold up the end of the process.
+        let _leaving = self.leaving.clone().drop_guard();
         let mut load = self.identity.watch();
         let mut turn = Turn {
             calls: FuturesUnordered::new(),
@@ -167,7 +169,6 @@ impl Link {
             }
         }
         self.goodbye().await;
-        self.leaving.cancel();
         Ok(())
     }
 

@@ -116,6 +116,7 @@ async fn a_new_pod_goes_on_as_the_same_agent_and_loses_nothing() {
 async fn with_neither_secret_nor_copy_nothing_is_registered() {
     let dir = tempfile::tempdir().unwrap();
     let cp = ControlPlane::start().await;
+    cp.say_register([Say::Ok(json!({ "cluster_id": "uuid-kept" }))]);
     let address = nobody().await;
     let agent = start(dir.path(), &cp, &format!("http://{address}")).await;
     agent.readyz(&["not ready", "state: k8s-proxy unreachable"]).await;
@@ -147,6 +148,7 @@ async fn a_refusal_is_not_a_fresh_install() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let (cp, door) = (ControlPlane::start().await, Door::start(known()).await);
+        cp.say_register([Say::Ok(json!({ "cluster_id": "uuid-kept" }))]);
         door.cluster().secret_status = Some(answer);
         let agent = start(dir.path(), &cp, &door.url()).await;
         agent.readyz(&["not ready", "False         State: state:"]).await;
