@@ -1,6 +1,6 @@
 //! The configuration: every source, every name of the documents before us, all faults at once.
 //!
-//! [`load`] takes flags, environment and file (in this order of strength) through [`raw`] into a [`Config`], in
+//! [`load`] takes flags, environment and file (in this order of strength) through `raw` into a [`Config`], in
 //! which nothing is optional that is not optional to the agent. agent-core alone reads the documents' file and
 //! variables; the siblings learn from it over gRPC.
 
