@@ -96,7 +96,7 @@ impl<'a> Show<'a> {
         self.seen.insert(ALL[2]);
 
         self.control_plane.wait_link(&self.id).await;
-        self.watch(Some(EVENTS)).await?;
+        self.watch("", Some(EVENTS)).await?;
         self.seen.insert(ALL[3]);
         Ok(())
     }
@@ -112,18 +112,21 @@ impl<'a> Show<'a> {
 
     /// The live watch, until somebody stops the demo.
     pub(crate) async fn go_on(&self) -> Result<()> {
-        self.watch(None).await
+        let list: Value = self.events("limit=1").await?.json().await?;
+        let position = text(&list["metadata"]["resourceVersion"]);
+        self.watch(&format!("&resourceVersion={position}"), None).await
     }
 
-    async fn watch(&self, stop_after: Option<usize>) -> Result<()> {
-        let url = format!(
-            "{}/api/v1/events?watch=true",
-            self.control_plane.front_url(&self.id)
-        );
+    async fn events(&self, query: &str) -> Result<reqwest::Response> {
+        let url = format!("{}/api/v1/events?{query}", self.control_plane.front_url(&self.id));
         let request = front_client(self.control_plane)?
             .get(url)
             .bearer_auth(self.control_plane.front_token());
-        let response = request.send().await?.error_for_status()?;
+        Ok(request.send().await?.error_for_status()?)
+    }
+
+    async fn watch(&self, from: &str, stop_after: Option<usize>) -> Result<()> {
+        let response = self.events(&format!("watch=true{from}")).await?;
         let (mut body, mut buffer, mut events) = (response.bytes_stream(), Vec::new(), 0);
         while let Some(chunk) = body.next().await {
             buffer.extend_from_slice(&chunk?);

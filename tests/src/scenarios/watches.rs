@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::{
-    control_plane::{Call, ResponseStream},
+    control_plane::{Call, ResponseStream, Tap},
     lab::{Cluster, Lab, kubectl},
     wait::eventually,
 };
@@ -96,6 +96,16 @@ async fn read_names(mut stream: ResponseStream) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// The next frame that is none of the watch beside it.
+async fn answer_beside(watch: &ResponseStream, tap: &mut Tap) -> Result<Value> {
+    loop {
+        let frame: Value = serde_json::from_str(&tap.next().await.context("the link ended")?)?;
+        if frame["stream_id"] != watch.stream_id() {
+            return Ok(frame);
+        }
+    }
+}
+
 /// Every kind of bad frame is answered with an error, and everything else on the socket lives on.
 ///
 /// # Errors
@@ -136,10 +146,10 @@ pub async fn bad_frames(cluster: Cluster) -> Result<()> {
     for (what, frame) in &cases {
         let mut tap = link.tap();
         link.send_text(frame).await?;
-        let answer = tokio::time::timeout(crate::wait::patience(), tap.next())
+        let answer = tokio::time::timeout(crate::wait::patience(), answer_beside(&watch, &mut tap))
             .await
+            .context(*what)?
             .context(*what)?;
-        let answer: Value = serde_json::from_str(&answer.context(*what)?)?;
         ensure!(
             !answer["error"].as_str().unwrap_or_default().is_empty(),
             "{what}: no error in {answer}"

@@ -234,14 +234,15 @@ async fn rights(cluster: &RealCluster) -> Result<()> {
         command
             .arg("--kubeconfig")
             .arg(cluster.kubeconfig()?)
-            .args(["auth", "can-i", "-q", "--as", &account]);
-        let can = command
-            .args(["-n", namespace])
-            .args(question)
-            .status()
-            .await?
-            .success();
-        ensure!(can == allowed, "{} in {namespace}: {can}", question.join(" "));
+            .args(["auth", "can-i", "--as", &account]);
+        let output = command.args(["-n", namespace]).args(question).output().await?;
+        let answer = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let expected = if allowed { "yes" } else { "no" };
+        let asked = question.join(" ");
+        ensure!(
+            answer == expected || answer.starts_with("no ") && !allowed,
+            "{asked} in {namespace}: {answer:?}"
+        );
     }
     Ok(())
 }
