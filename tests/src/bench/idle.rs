@@ -8,29 +8,10 @@ use super::{
     figures::Figures,
     sample::{cpu_ms, resident_mb},
 };
-use crate::{
-    control_plane::ControlPlaneConfig,
-    lab::{Cluster, Lab, TOKEN},
-    pod::Part,
-};
+use crate::pod::Part;
 
 pub(super) async fn measure(figures: &mut Figures, seconds: u64) -> Result<()> {
-    let mut lab = Lab::with(
-        Cluster::simulated().await?,
-        ControlPlaneConfig::new(TOKEN),
-        |mut pod| {
-            for part in Part::ALL {
-                pod = pod.env(part, "PIPEOPS_LOG_LEVEL", "info");
-            }
-            pod.env(Part::Core, "PIPEOPS_HEARTBEAT_INTERVAL", "5s").env(
-                Part::Core,
-                "PIPEOPS_TUNNEL_POLL_INTERVAL",
-                "5s",
-            )
-        },
-    )
-    .await?;
-    lab.start().await?;
+    let (mut lab, _) = super::installed().await?;
     let mut before = Vec::new();
     for part in Part::ALL {
         before.push(cpu_ms(lab.pod.process(part)?.pid().context("it runs")?)?);

@@ -13,6 +13,11 @@ mod watches;
 use anyhow::{Result, ensure};
 
 use self::figures::Figures;
+use crate::{
+    control_plane::ControlPlaneConfig,
+    lab::{Cluster, Lab, TOKEN},
+    pod::{Part, PodConfig},
+};
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -57,4 +62,27 @@ pub async fn run(options: Options) -> Result<()> {
         watches::measure(&mut figures, options.rounds).await?;
     }
     figures.finish("bench")
+}
+
+/// A lab that runs as an installation does: it logs what the chart logs, and beats and polls every five seconds.
+async fn installed() -> Result<(Lab, String)> {
+    let mut lab = Lab::with(
+        Cluster::simulated().await?,
+        ControlPlaneConfig::new(TOKEN),
+        as_installed,
+    )
+    .await?;
+    let id = lab.start().await?;
+    Ok((lab, id))
+}
+
+fn as_installed(pod: PodConfig) -> PodConfig {
+    let quiet = Part::ALL
+        .into_iter()
+        .fold(pod, |pod, part| pod.env(part, "PIPEOPS_LOG_LEVEL", "info"));
+    quiet.env(Part::Core, "PIPEOPS_HEARTBEAT_INTERVAL", "5s").env(
+        Part::Core,
+        "PIPEOPS_TUNNEL_POLL_INTERVAL",
+        "5s",
+    )
 }

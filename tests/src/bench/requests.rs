@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     control_plane::{Call, ProxyLink},
-    lab::{Cluster, Lab, TOKEN},
+    lab::{Lab, TOKEN},
     pod::Part,
 };
 
@@ -43,7 +43,7 @@ struct Runs {
 }
 
 pub(super) async fn measure(figures: &mut Figures, rounds: usize) -> Result<()> {
-    let (mut lab, id) = Lab::running(Cluster::simulated().await?).await?;
+    let (mut lab, id) = super::installed().await?;
     let link = lab.control_plane.wait_link(&id).await;
     let simulation = lab.cluster.simulation()?;
     let ca = reqwest::Certificate::from_pem(simulation.ca_pem().as_bytes())?;

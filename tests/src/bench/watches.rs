@@ -7,11 +7,7 @@ use super::{
     figures::Figures,
     sample::{cpu_ms, resident_mb},
 };
-use crate::{
-    control_plane::Call,
-    lab::{Cluster, Lab},
-    pod::Part,
-};
+use crate::{control_plane::Call, pod::Part};
 
 /// Events of all watches together in one round.
 const EVENTS: usize = 60_000;
@@ -21,7 +17,7 @@ pub(super) async fn measure(figures: &mut Figures, rounds: usize) -> Result<()> 
     for watches in [1, 100, 1_000] {
         let (mut speed, mut memory, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..rounds {
-            let (mut lab, id) = Lab::running(Cluster::simulated().await?).await?;
+            let (mut lab, id) = super::installed().await?;
             let pid = lab.pod.process(Part::Proxy)?.pid().context("k8s-proxy runs")?;
             let link = lab.control_plane.wait_link(&id).await;
             let each = EVENTS / watches;
