@@ -1,6 +1,13 @@
 //! What kubelet, Prometheus and people ask of every process: `/livez /readyz /metrics /version`.
 
-use std::{fmt::Write as _, io, net::SocketAddr, time::SystemTime};
+use std::{
+    fmt::Write as _,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{
     Json, Router,
@@ -9,8 +16,17 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tracing::{debug, warn};
 
 use crate::{build::BuildInfo, conditions::Conditions, metrics::Metrics, supervise::Supervisor};
 
@@ -107,20 +123,67 @@ async fn version(State(admin): State<Admin>) -> Response {
         .into_response()
 }
 
-/// Serves `router` until the drain, then lets open requests finish until everything has to go.
+/// A request's head must be whole within this time: who sends it byte by byte holds a connection for no longer.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest head, bytes. With [`MAX_CONNECTIONS`] it bounds what unfinished requests can hold to 32 MiB.
+const MAX_HEAD: usize = 32 * 1024;
+/// Connections at once; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 1024;
+/// Pause after an accept that failed, for example because the descriptors are used up.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves `router` over HTTP/1.1 until the drain, then lets open requests finish until everything has to go.
 ///
 /// # Errors
-/// When the listener breaks.
+/// None at present: an accept that fails is tried again.
 pub async fn serve_http(listener: TcpListener, router: Router, supervisor: Supervisor) -> io::Result<()> {
-    let draining = supervisor.clone();
-    let served = axum::serve(
-        listener,
-        router.into_make_service_with_connect_info::<SocketAddr>(),
-    )
-    .with_graceful_shutdown(async move { draining.draining().await });
-    tokio::select! {
-        result = async { served.await } => result,
-        () = supervisor.cut() => Ok(()),
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(&room).acquire_owned().await;
+            (listener.accept().await, permit)
+        };
+        let (accepted, permit) = tokio::select! {
+            accepted = accepted => accepted,
+            () = supervisor.draining() => return Ok(()),
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                stream.set_nodelay(true).ok();
+                let served = connection(stream, router.clone(), supervisor.clone());
+                supervisor.spawn("http connection", async move {
+                    served.await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, router: Router, supervisor: Supervisor) {
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+        .with_upgrades();
+    let mut served = pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = supervisor.draining() => {
+            served.as_mut().graceful_shutdown();
+            tokio::select! {
+                ended = served.as_mut() => ended,
+                () = supervisor.cut() => return,
+            }
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "an http connection ended early");
     }
 }
 
@@ -160,6 +223,38 @@ mod tests {
                 .contains("pipeops_build_info")
         );
         assert!(get_path(&router, "/version").await.1.contains(build.version));
+    }
+
+    #[tokio::test]
+    async fn an_unfinished_head_holds_little_and_not_for_long() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let (build, conditions) = (build_info("test"), Conditions::new());
+        let supervisor = Supervisor::new(Duration::from_secs(1));
+        let listener = bind("--http-listen", "127.0.0.1:0".parse().unwrap())
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = router(build, conditions, Metrics::new(build));
+        supervisor.spawn_critical("http", serve_http(listener, router, supervisor.clone()));
+        let mut large = TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "GET /livez HTTP/1.1\r\nHost: x\r\nX-Large: {}",
+            "a".repeat(4 * MAX_HEAD)
+        );
+        large.write_all(head.as_bytes()).await.ok();
+        let mut answer = Vec::new();
+        large.read_to_end(&mut answer).await.ok();
+        assert!(
+            answer.is_empty() || answer.starts_with(b"HTTP/1.1 431"),
+            "{}",
+            String::from_utf8_lossy(&answer)
+        );
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
+        let closed = tokio::time::timeout(10 * HEAD_TIMEOUT, slow.read(&mut [0; 64])).await;
+        assert!(closed.is_ok(), "a head that never ends is not waited for");
+        supervisor.drain("test");
+        assert_eq!(supervisor.finish().await, crate::supervise::Outcome::Clean);
     }
 
     #[tokio::test]

@@ -129,7 +129,7 @@ pub fn read(spec: &TunnelSpec, places: &Places, never: &Never, ours: impl Fn(IpA
     for text in unreadable {
         tracing::warn!(
             entry = text,
-            "an entry of tunnel.allowedTargets is no host:port and allows nothing"
+            "an entry of tunnel.allowed_targets is no host:port and allows nothing"
         );
     }
     let permits = Permits {

@@ -90,7 +90,7 @@ pub enum Refusal {
     )]
     NoApiserver,
     /// Not on the allow-list.
-    #[error("{0} is not on the allow-list: add it to tunnel.allowedTargets")]
+    #[error("{0} is not on the allow-list: add it to tunnel.allowed_targets")]
     NotAllowed(HostPort),
     /// On the never-list.
     #[error(transparent)]
@@ -302,7 +302,7 @@ mod tests {
             @r#"
         kubelet-metrics is off: set tunnel.kubeletMetrics: true to open the kubelet's port
         target "nonsense" is no known name (kubernetes-api, k8s-proxy, kubelet-metrics, agent-http) and has no port: write host:port
-        db.shop:5432 is not on the allow-list: add it to tunnel.allowedTargets
+        db.shop:5432 is not on the allow-list: add it to tunnel.allowed_targets
         target "db.shop:0" is no known name (kubernetes-api, k8s-proxy, kubelet-metrics, agent-http) and has no port between 1 and 65535 after its last colon
         "#
         );
