@@ -19,7 +19,7 @@ pub(crate) const MAX_DATA: u32 = 32 * 1024;
 /// The only channel type chisel has.
 const CHANNEL_TYPE: &[u8] = b"chisel";
 /// A target is `host:port`; names end at 255 bytes, so this is generous.
-const MAX_TARGET: usize = 1024;
+pub(crate) const MAX_TARGET: usize = 1024;
 /// A new channel gets at least this window, however little is left of the budget.
 const LEAST_WINDOW: u32 = 64 * 1024;
 /// A new channel takes at most this part of what is left of the budget.
@@ -78,6 +78,15 @@ pub(crate) enum ChannelEvent {
     Writable(u32),
     /// The server closed: reads end after what is queued, writes fail.
     Closed(u32),
+    /// The answer to an open of ours. A refused channel stays numbered until its consumer releases it.
+    Answered(u32, Result<(), Refusal>),
+}
+
+/// Why the server refused an open of ours (RFC 4254 section 5.1).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) code: u32,
+    pub(crate) text: String,
 }
 
 /// What a read finds.
@@ -158,6 +167,9 @@ impl Table {
         }
         let id = reader.u32()?;
         let slot = self.slot(id).ok_or(ProtocolError::NoSuchChannel(id))?;
+        if slot.opening {
+            return self.on_answer(id, number, reader);
+        }
         if slot.peer_closed {
             return Err(ProtocolError::AfterClose(id));
         }
@@ -206,7 +218,7 @@ impl Table {
                 }
                 Ok(())
             }
-            // Confirmations of opens and answers to requests: we make neither.
+            // Answers to opens that were answered, and to channel requests, of which we make none.
             number => Err(ProtocolError::Unexpected {
                 number,
                 during: "the session",
@@ -256,6 +268,49 @@ impl Table {
         Ok(())
     }
 
+    /// The answer to an open of ours.
+    fn on_answer(&mut self, id: u32, number: u8, mut reader: Reader<'_>) -> Result<(), ProtocolError> {
+        let Some(slot) = self.slot(id) else {
+            return Err(ProtocolError::NoSuchChannel(id));
+        };
+        match number {
+            msg::CHANNEL_OPEN_CONFIRMATION => {
+                let (peer, window, max_data) = (reader.u32()?, reader.u32()?, reader.u32()?);
+                // What stands behind is specific to the channel type; chisel's has nothing there.
+                if max_data == 0 {
+                    return Err(ProtocolError::NoData(id));
+                }
+                slot.opening = false;
+                slot.peer = peer;
+                slot.send_window = window;
+                slot.max_data = max_data.min(MAX_DATA);
+                if slot.released {
+                    self.send_close(id);
+                } else {
+                    self.events.push_back(ChannelEvent::Answered(id, Ok(())));
+                }
+                Ok(())
+            }
+            msg::CHANNEL_OPEN_FAILURE => {
+                let code = reader.u32()?;
+                let text = printable(reader.string()?);
+                slot.opening = false;
+                slot.we_closed = true;
+                slot.peer_closed = true;
+                if !slot.released {
+                    let refusal = Refusal { code, text };
+                    self.events.push_back(ChannelEvent::Answered(id, Err(refusal)));
+                }
+                self.free_if_done(id);
+                Ok(())
+            }
+            number => Err(ProtocolError::Unexpected {
+                number,
+                during: "the opening of a channel",
+            }),
+        }
+    }
+
     fn on_data(&mut self, id: u32, data: &[u8], keep: bool) -> Result<(), ProtocolError> {
         let Some(slot) = self.slot(id) else {
             return Err(ProtocolError::NoSuchChannel(id));
@@ -292,29 +347,56 @@ impl Table {
     /// Confirms an open; returns our number for the channel.
     pub(crate) fn accept(&mut self, open: &Open) -> u32 {
         self.undecided = self.undecided.saturating_sub(1);
-        let left = self.limits.budget.saturating_sub(self.committed) / BUDGET_SHARE;
-        let share = u32::try_from(left).unwrap_or(u32::MAX);
-        let window = self.limits.initial_window.min(share.max(LEAST_WINDOW));
-        let free = self
-            .slots
-            .iter()
-            .position(Option::is_none)
-            .unwrap_or(self.slots.len());
-        let slot = Some(Slot::new(open.peer, open.window, open.max_data, window));
-        match self.slots.get_mut(free) {
-            Some(place) => *place = slot,
-            None => self.slots.push(slot),
-        }
-        self.open += 1;
-        self.committed += window as usize;
-        // The count of channels is limited far below 2^32.
-        let id = u32::try_from(free).unwrap_or(u32::MAX);
+        let window = self.new_window();
+        let id = self.enter(Slot::new(open.peer, open.window, open.max_data, window));
         let mut message = numbered(msg::CHANNEL_OPEN_CONFIRMATION, open.peer);
         message.put_u32(id);
         message.put_u32(window);
         message.put_u32(MAX_DATA);
         self.outgoing.push_back(message);
         id
+    }
+
+    /// Asks the server to open a channel to `target`; [`ChannelEvent::Answered`] tells what came of it. `None` when there are too many channels.
+    pub(crate) fn open(&mut self, target: &str) -> Option<u32> {
+        if self.open + self.undecided >= self.limits.max_channels {
+            return None;
+        }
+        let window = self.new_window();
+        let id = self.enter(Slot::opening(window));
+        let mut message = vec![msg::CHANNEL_OPEN];
+        message.put_string(CHANNEL_TYPE);
+        message.put_u32(id);
+        message.put_u32(window);
+        message.put_u32(MAX_DATA);
+        message.put_raw(target.as_bytes());
+        self.outgoing.push_back(message);
+        Some(id)
+    }
+
+    /// The receive window of a new channel.
+    fn new_window(&self) -> u32 {
+        let left = self.limits.budget.saturating_sub(self.committed) / BUDGET_SHARE;
+        let share = u32::try_from(left).unwrap_or(u32::MAX);
+        self.limits.initial_window.min(share.max(LEAST_WINDOW))
+    }
+
+    /// Gives a channel the lowest free number.
+    fn enter(&mut self, slot: Slot) -> u32 {
+        let window = slot.target;
+        let free = self
+            .slots
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.slots.len());
+        match self.slots.get_mut(free) {
+            Some(place) => *place = Some(slot),
+            None => self.slots.push(Some(slot)),
+        }
+        self.open += 1;
+        self.committed += window as usize;
+        // The count of channels is limited far below 2^32.
+        u32::try_from(free).unwrap_or(u32::MAX)
     }
 
     /// Refuses an open.
@@ -368,7 +450,7 @@ impl Table {
         match self.slot(id) {
             None => Allowance::Closed,
             Some(slot) if slot.peer_closed || slot.we_closed => Allowance::Closed,
-            Some(slot) if slot.send_window == 0 => Allowance::Wait,
+            Some(slot) if slot.opening || slot.send_window == 0 => Allowance::Wait,
             Some(slot) => Allowance::Bytes {
                 peer: slot.peer,
                 limit: slot.send_window.min(slot.max_data) as usize,
@@ -403,7 +485,8 @@ impl Table {
 
     fn send_close(&mut self, id: u32) {
         let Some(slot) = self.slot(id) else { return };
-        if !slot.we_closed {
+        // A channel that is not open yet is closed when the server has named its own number for it.
+        if !slot.we_closed && !slot.opening {
             slot.we_closed = true;
             let message = numbered(msg::CHANNEL_CLOSE, slot.peer);
             self.outgoing.push_back(message);

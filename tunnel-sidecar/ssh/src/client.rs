@@ -364,6 +364,13 @@ impl Client {
         self.flush_channels()
     }
 
+    /// Asks the server for a channel to `target`; `None` when there are too many.
+    pub(crate) fn open(&mut self, target: &str) -> Result<Option<u32>, ProtocolError> {
+        let id = self.channels.open(target);
+        self.flush_channels()?;
+        Ok(id)
+    }
+
     pub(crate) fn read(&mut self, id: u32, out: &mut [u8]) -> Result<Read, ProtocolError> {
         let read = self.channels.read(id, out);
         self.flush_channels()?;

@@ -311,6 +311,9 @@ pub enum ProtocolError {
     /// Data or a second close after the close.
     #[error("the server went on using channel {0} after closing it")]
     AfterClose(u32),
+    /// A channel that may not carry a byte.
+    #[error("the server confirmed channel {0} with a packet size of zero")]
+    NoData(u32),
     /// A reply to nothing.
     #[error("the server answered a request that was never made")]
     UnaskedReply,

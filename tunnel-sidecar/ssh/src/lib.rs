@@ -76,6 +76,6 @@ pub use driver::{Driver, SessionEnd};
 pub use error::{Advice, BadRequest, ConnectError, ProtocolError, RefusalCause, Step};
 pub use fingerprint::{BadFingerprint, Fingerprint};
 pub use kexinit::Ciphers;
-pub use session::{Algorithms, IncomingChannel, Session, SessionEvents, SessionGone, Stats};
+pub use session::{Algorithms, IncomingChannel, OpenError, Session, SessionEvents, SessionGone, Stats};
 pub use stream::Channel;
 pub use transport::Trust;

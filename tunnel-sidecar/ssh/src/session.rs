@@ -1,7 +1,7 @@
 //! The handles of a session.
 
 use crate::{
-    channel::{Open, RejectReason},
+    channel::{MAX_TARGET, Open, RejectReason},
     fingerprint::Fingerprint,
     msg,
     shared::Shared,
@@ -49,7 +49,62 @@ pub struct Stats {
 #[error("the chisel session has ended")]
 pub struct SessionGone;
 
+/// Why the server opened no channel for us.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The server said no.
+    #[error("the chisel server refused the connection: {text} (code {code})")]
+    Refused {
+        /// The reason code of RFC 4254 section 5.1.
+        code: u32,
+        /// The server's words.
+        text: String,
+    },
+    /// The session has as many channels as its limits allow.
+    #[error("the chisel session has as many connections open as it may")]
+    TooMany,
+    /// The target is not `host:port`, `host:port/udp` or `socks`, in at most 1024 bytes.
+    #[error(
+        "the target of a connection through the chisel server is empty, too long or has control characters"
+    )]
+    Target,
+    /// The session ended first.
+    #[error(transparent)]
+    Gone(#[from] SessionGone),
+}
+
 impl Session {
+    /// Asks the server to open a channel to `target`: `host:port`, `host:port/udp`, or `socks`, as the server dials it.
+    ///
+    /// A chisel server confirms before it dials, so a target that it cannot reach shows as a channel that ends at once. Dropping the future gives the
+    /// channel up, whatever the answer.
+    ///
+    /// # Errors
+    /// When the server refuses, the session has too many channels, or it ends first.
+    pub async fn open(&self, target: &str) -> Result<Channel, OpenError> {
+        if target.is_empty() || target.len() > MAX_TARGET || target.contains(char::is_control) {
+            return Err(OpenError::Target);
+        }
+        let (channel, answer) = {
+            let mut state = self.shared.lock();
+            if state.is_over() {
+                return Err(SessionGone.into());
+            }
+            let (id, answer) = state.open(target).ok_or(OpenError::TooMany)?;
+            // From here on a dropped future gives the number back.
+            (Channel::new(Some(id), self.shared.clone()), answer)
+        };
+        match answer.await {
+            Ok(Ok(())) => Ok(channel),
+            Ok(Err(refusal)) => Err(OpenError::Refused {
+                code: refusal.code,
+                text: refusal.text,
+            }),
+            Err(_) => Err(SessionGone.into()),
+        }
+    }
+
     /// Asks the server for a sign of life. How long to wait is the caller's decision; a server answers at once.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The state that the driver, the session handles and the channels share, and who is to be woken when it changes.
 
 use crate::{
-    channel::{ChannelEvent, Open, RejectReason},
+    channel::{ChannelEvent, Open, Refusal, RejectReason},
     client::{Client, Event},
     error::ProtocolError,
 };
@@ -34,6 +34,8 @@ pub(crate) struct State {
     opens: VecDeque<Open>,
     opens_waker: Option<Waker>,
     pub(crate) takes_opens: bool,
+    /// Those who wait for the answer to an open of ours. Bounded by the table's number of channels.
+    asked: HashMap<u32, oneshot::Sender<Result<(), Refusal>>>,
     pings: HashMap<u64, oneshot::Sender<()>>,
     next_ping: u64,
     /// A fault that arose while a handle was used; the driver ends the session with it.
@@ -61,6 +63,7 @@ impl Shared {
             opens: VecDeque::new(),
             opens_waker: None,
             takes_opens: true,
+            asked: HashMap::new(),
             pings: HashMap::new(),
             next_ping: 0,
             fault: None,
@@ -151,6 +154,7 @@ impl State {
 
     pub(crate) fn forget(&mut self, id: u32) {
         self.waiting.remove(&id);
+        self.asked.remove(&id);
     }
 
     /// Wakes as many writers as the room in the output is good for. Returns whether others still wait for it.
@@ -181,6 +185,12 @@ impl State {
                 Event::Channel(ChannelEvent::Readable(id)) => self.wake_channel(id, true, false),
                 Event::Channel(ChannelEvent::Writable(id)) => self.wake_channel(id, false, true),
                 Event::Channel(ChannelEvent::Closed(id)) => self.wake_channel(id, true, true),
+                Event::Channel(ChannelEvent::Answered(id, answer)) => {
+                    if let Some(asking) = self.asked.remove(&id) {
+                        // Nobody waits when the asking future was dropped.
+                        let _ = asking.send(answer);
+                    }
+                }
             }
         }
     }
@@ -219,6 +229,15 @@ impl State {
         set_waker(&mut self.opens_waker, waker);
     }
 
+    /// Asks for a channel: its number and who tells the answer, or `None` when there are too many. The receiver fails when the session ends first.
+    pub(crate) fn open(&mut self, target: &str) -> Option<(u32, oneshot::Receiver<Result<(), Refusal>>)> {
+        let result = self.client.open(target);
+        let id = self.settle(result)??;
+        let (sender, receiver) = oneshot::channel();
+        self.asked.insert(id, sender);
+        Some((id, receiver))
+    }
+
     /// Sends a ping; the receiver fails when the session ends first.
     pub(crate) fn ping(&mut self) -> Option<oneshot::Receiver<()>> {
         if self.is_over() {
@@ -236,6 +255,7 @@ impl State {
     fn end(&mut self) {
         self.ended = true;
         self.pings.clear();
+        self.asked.clear();
         self.opens.clear();
         wake(&mut self.opens_waker);
         for (_, mut waiting) in self.waiting.drain() {

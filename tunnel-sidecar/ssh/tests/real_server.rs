@@ -15,8 +15,8 @@ mod peer;
 use aws_lc_rs::{digest, signature::Ed25519KeyPair};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chisel_ssh::{
-    Advice, Ciphers, ClientConfig, ConnectError, Fingerprint, Password, RefusalCause, RejectReason, Session,
-    SessionEnd, Trust, chisel,
+    Advice, Ciphers, ClientConfig, ConnectError, Fingerprint, OpenError, Password, RefusalCause,
+    RejectReason, Session, SessionEnd, Trust, chisel,
 };
 use peer::{PATIENCE, Server, echo, remote, user};
 use std::{io::Write, time::Duration};
@@ -127,6 +127,59 @@ async fn a_server_without_authentication_and_trust_on_first_use() {
     let (session, _driver) = echoing(&server, config).await;
     assert_eq!(session.fingerprint(), server.fingerprint);
     round_trip(remote.local_port, 5, 1000).await;
+}
+
+#[tokio::test]
+async fn channels_of_ours_reach_targets_of_the_server() {
+    let Some(binary) = peer::binary() else { return };
+    let server = Server::start(&binary, &AUTH).await;
+    let (session, _driver) = echoing(&server, server.config(&[])).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut from, mut to) = stream.into_split();
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+            });
+        }
+    });
+    for size in [1, 100_000, 5 << 20] {
+        let channel = timeout(PATIENCE, session.open(&target)).await.unwrap().unwrap();
+        let (mut from, mut to) = tokio::io::split(channel);
+        let data = noise(9, size);
+        let wanted = sha256(&data);
+        let writing = tokio::spawn(async move {
+            to.write_all(&data).await.unwrap();
+            to
+        });
+        let mut back = vec![0; size];
+        timeout(4 * PATIENCE, from.read_exact(&mut back))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(sha256(&back), wanted);
+        writing.await.unwrap();
+    }
+    // The server confirms first and dials then.
+    let closed = peer::free_port();
+    let mut channel = session.open(&format!("127.0.0.1:{closed}")).await.unwrap();
+    assert_eq!(
+        timeout(PATIENCE, channel.read(&mut [0; 1]))
+            .await
+            .unwrap()
+            .unwrap(),
+        0
+    );
+    // A server without --socks5 refuses at the open.
+    let refused = timeout(PATIENCE, session.open("socks"))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert!(
+        matches!(&refused, OpenError::Refused { code: 1, text } if text.contains("SOCKS5")),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@ pub(super) struct Slot {
     pub(super) consumed: u64,
     /// `consumed` at the start of the running probe.
     pub(super) consumed_at_probe: u64,
+    /// Our open is not answered yet.
+    pub(super) opening: bool,
     pub(super) we_closed: bool,
     pub(super) peer_eof: bool,
     pub(super) peer_closed: bool,
@@ -42,10 +44,19 @@ impl Slot {
             queue: BytesMut::new(),
             consumed: 0,
             consumed_at_probe: 0,
+            opening: false,
             we_closed: false,
             peer_eof: false,
             peer_closed: false,
             released: false,
+        }
+    }
+
+    /// A channel whose open the server has not answered.
+    pub(super) fn opening(window: u32) -> Self {
+        Self {
+            opening: true,
+            ..Self::new(0, 0, 0, window)
         }
     }
 

@@ -46,6 +46,129 @@ async fn an_open_carries_its_target_and_can_be_refused() {
     assert!(running.double.is_quiet().await);
 }
 
+/// The number of the channel the client wants to open, and the target.
+fn asked(message: &[u8]) -> (u32, String) {
+    let mut reader = Reader::new(&message[1..]);
+    assert_eq!(
+        (message[0], reader.string().unwrap()),
+        (msg::CHANNEL_OPEN, &b"chisel"[..])
+    );
+    let id = reader.u32().unwrap();
+    assert_eq!(
+        (reader.u32().unwrap(), reader.u32().unwrap()),
+        (2 << 20, 32 << 10)
+    );
+    (id, String::from_utf8(reader.rest().to_vec()).unwrap())
+}
+
+/// The server's confirmation of channel `id`, which is `peer` to it.
+fn confirmation(id: u32, peer: u32) -> Vec<u8> {
+    let numbers = [peer, 1 << 20, 32 << 10].map(u32::to_be_bytes).concat();
+    channel_message(msg::CHANNEL_OPEN_CONFIRMATION, id, &numbers)
+}
+
+#[tokio::test]
+async fn a_channel_of_ours_is_opened_refused_or_given_up() {
+    let mut running = running(config()).await;
+    let open = |target: &'static str| {
+        let session = running.session.clone();
+        tokio::spawn(async move { session.open(target).await })
+    };
+    let (first, second, third) = (open("[::1]:53/udp"), open("socks"), open("a:1"));
+    let mut ids = Vec::new();
+    for target in ["[::1]:53/udp", "socks", "a:1"] {
+        let (id, named) = asked(&running.double.receive().await);
+        assert_eq!(named, target);
+        ids.push(id);
+    }
+    assert_eq!(ids, [0, 1, 2]);
+
+    // Answers come in any order; each reaches its own.
+    running.double.send(&confirmation(2, 70)).await;
+    let mut failure = vec![0, 0, 0, 1];
+    failure.extend_from_slice(b"\0\0\0\x02no\0\0\0\x02en");
+    running
+        .double
+        .send(&channel_message(msg::CHANNEL_OPEN_FAILURE, 1, &failure))
+        .await;
+    let mut third = third.await.unwrap().unwrap();
+    let refused = second.await.unwrap().unwrap_err();
+    assert_eq!(
+        refused,
+        OpenError::Refused {
+            code: 1,
+            text: "no".to_owned()
+        }
+    );
+    assert_eq!(
+        refused.to_string(),
+        "the chisel server refused the connection: no (code 1)"
+    );
+    third.write_all(b"up").await.unwrap();
+    assert_eq!(running.double.receive().await, data_message(70, b"up"));
+    running.double.send(&data_message(2, b"down")).await;
+    let mut data = [0; 4];
+    third.read_exact(&mut data).await.unwrap();
+    assert_eq!(&data, b"down");
+
+    // Given up before the answer: closed as soon as the server has named its number, and not earlier.
+    first.abort();
+    assert!(first.await.is_err());
+    assert!(running.double.is_quiet().await);
+    assert_eq!(running.session.stats().channels_open, 2);
+    running.double.send(&confirmation(0, 71)).await;
+    assert_eq!(
+        running.double.receive().await,
+        channel_message(msg::CHANNEL_CLOSE, 71, &[])
+    );
+    running
+        .double
+        .send(&channel_message(msg::CHANNEL_CLOSE, 0, &[]))
+        .await;
+    assert!(running.double.is_quiet().await);
+    assert_eq!(running.session.stats().channels_open, 1);
+
+    // The number of the refused one is free again.
+    let fourth = tokio::spawn({
+        let session = running.session.clone();
+        async move { session.open("b:2").await.map(drop) }
+    });
+    assert_eq!(asked(&running.double.receive().await), (0, "b:2".to_owned()));
+    for target in ["", "a\r\nb", &"x".repeat(2000)] {
+        assert_eq!(running.session.open(target).await.unwrap_err(), OpenError::Target);
+    }
+    // An answer that never comes ends with the session.
+    running.session.disconnect("over");
+    assert_eq!(fourth.await.unwrap(), Err(OpenError::Gone(SessionGone)));
+    assert_eq!(
+        running.session.open("c:3").await.unwrap_err(),
+        OpenError::Gone(SessionGone)
+    );
+}
+
+#[tokio::test]
+async fn opens_of_ours_are_bounded_and_their_answers_checked() {
+    let mut few = config();
+    few.limits.max_channels = 1;
+    let mut running = running(few).await;
+    let _first = tokio::spawn({
+        let session = running.session.clone();
+        async move { session.open("a:1").await }
+    });
+    asked(&running.double.receive().await);
+    assert_eq!(running.session.open("b:2").await.unwrap_err(), OpenError::TooMany);
+    // Data before the confirmation breaks the protocol.
+    running.double.send(&data_message(0, b"early")).await;
+    let end = running.end().await;
+    assert!(
+        matches!(
+            end,
+            SessionEnd::Protocol(ProtocolError::Unexpected { number: 94, .. })
+        ),
+        "{end:?}"
+    );
+}
+
 #[tokio::test]
 async fn undecided_opens_are_bounded() {
     let mut few = config();
