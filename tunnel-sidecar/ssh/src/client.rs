@@ -10,12 +10,13 @@ use crate::{
     channel::{Allowance, ChannelEvent, Open, Read, RejectReason, Table, TableLimits},
     config::{ClientConfig, Limits},
     error::{BadRequest, ProtocolError, Step},
+    exchange::Method,
     fault::{Fault, printable},
     http::{Response, UpgradeRequest},
     inbuf::{Control, InBuf},
     msg,
     requests::{Asked, Requests},
-    transport::{Input, RekeyLimits, Transport, disconnect_message},
+    transport::{Input, Offer, RekeyLimits, Transport, disconnect_message},
     websocket::{self, Opcode},
     wire::Put,
 };
@@ -102,7 +103,14 @@ impl Client {
             password: config.password,
             config_json: config.config_json,
             transport: Transport::new(
-                config.ciphers,
+                Offer {
+                    methods: Method::ALL
+                        .into_iter()
+                        .filter(|method| config.kex.is_none_or(|only| method.is(only)))
+                        .collect(),
+                    ciphers: config.ciphers,
+                    guess: config.guess_kex,
+                },
                 config.trust,
                 RekeyLimits {
                     bytes: rekey_bytes,

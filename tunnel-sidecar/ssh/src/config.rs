@@ -1,6 +1,6 @@
 //! What a session needs to know before it starts.
 
-use crate::{auth::Password, kexinit::Ciphers, transport::Trust};
+use crate::{auth::Password, exchange::Kex, kexinit::Ciphers, transport::Trust};
 use std::time::Duration;
 
 /// Everything about a session.
@@ -27,6 +27,11 @@ pub struct ClientConfig {
     pub limits: Limits,
     /// Which cipher to prefer.
     pub ciphers: Ciphers,
+    /// Offer this key exchange method alone; `None` offers all, ML-KEM first.
+    pub kex: Option<Kex>,
+    /// Send the first packet of the preferred method unasked (RFC 4253 section 7.1): one round trip less with a server that prefers the same, a packet
+    /// thrown away with any other.
+    pub guess_kex: bool,
 }
 
 impl ClientConfig {
@@ -44,6 +49,8 @@ impl ClientConfig {
             timeouts: Timeouts::default(),
             limits: Limits::default(),
             ciphers: Ciphers::default(),
+            kex: None,
+            guess_kex: true,
         }
     }
 }

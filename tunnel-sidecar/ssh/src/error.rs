@@ -287,6 +287,9 @@ pub enum ProtocolError {
     /// The host key is malformed or of another type than agreed.
     #[error("the server's host key is invalid or not of the agreed type")]
     HostKey,
+    /// The host key is an RSA key that is too short to trust.
+    #[error("the server's host key is an RSA key of {0} bits; at least 2048 are needed")]
+    WeakHostKey(usize),
     /// The host key's signature is wrong.
     #[error("the signature of the server's host key is wrong")]
     Signature,

@@ -1,4 +1,5 @@
-//! The key exchanges: `mlkem768x25519-sha256` (ML-KEM-768 joined with X25519) and `curve25519-sha256`; the exchange hash; the keys made from it.
+//! The key exchanges: `mlkem768x25519-sha256` (ML-KEM-768 joined with X25519), `curve25519-sha256` (RFC 8731) and `ecdh-sha2-nistp256` (RFC 5656); the
+//! exchange hash; the keys made from it.
 
 use crate::{
     cipher::{Cipher, IV, Keys},
@@ -6,7 +7,7 @@ use crate::{
     wire::Put,
 };
 use aws_lc_rs::{
-    agreement::{PrivateKey, UnparsedPublicKey, X25519, agree},
+    agreement::{self, ECDH_P256, PrivateKey, UnparsedPublicKey, X25519, agree},
     digest::{self, SHA256},
     kem::{Ciphertext, DecapsulationKey, ML_KEM_768},
 };
@@ -19,20 +20,57 @@ pub(crate) enum Method {
     Curve25519,
     /// The same under its older name.
     Curve25519Libssh,
+    EcdhP256,
+}
+
+/// A key exchange method to insist on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kex {
+    /// `mlkem768x25519-sha256`.
+    MlKem768X25519,
+    /// `curve25519-sha256`, also under its older name.
+    Curve25519,
+    /// `ecdh-sha2-nistp256`.
+    EcdhP256,
 }
 
 /// FIPS 203, table 3.
 pub(crate) const MLKEM_CIPHERTEXT: usize = 1088;
 const X25519_KEY: usize = 32;
+/// An uncompressed point; RFC 5656 section 3.1 allows nothing else that matters.
+const P256_POINT: usize = 65;
 
 impl Method {
-    pub(crate) const ALL: [Self; 3] = [Self::MlKem768X25519, Self::Curve25519, Self::Curve25519Libssh];
+    /// In the order of preference.
+    pub(crate) const ALL: [Self; 4] = [
+        Self::MlKem768X25519,
+        Self::Curve25519,
+        Self::Curve25519Libssh,
+        Self::EcdhP256,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::MlKem768X25519 => "mlkem768x25519-sha256",
             Self::Curve25519 => "curve25519-sha256",
             Self::Curve25519Libssh => "curve25519-sha256@libssh.org",
+            Self::EcdhP256 => "ecdh-sha2-nistp256",
+        }
+    }
+
+    pub(crate) fn is(self, kex: Kex) -> bool {
+        match self {
+            Self::MlKem768X25519 => kex == Kex::MlKem768X25519,
+            Self::Curve25519 | Self::Curve25519Libssh => kex == Kex::Curve25519,
+            Self::EcdhP256 => kex == Kex::EcdhP256,
+        }
+    }
+
+    /// The curve, and the size of a point on it.
+    fn curve(self) -> (&'static agreement::Algorithm, usize) {
+        match self {
+            Self::MlKem768X25519 | Self::Curve25519 | Self::Curve25519Libssh => (&X25519, X25519_KEY),
+            Self::EcdhP256 => (&ECDH_P256, P256_POINT),
         }
     }
 
@@ -43,7 +81,8 @@ impl Method {
 
 /// Our half of an exchange under way.
 pub(crate) struct Exchange {
-    x25519: PrivateKey,
+    pub(crate) method: Method,
+    curve: PrivateKey,
     mlkem: Option<DecapsulationKey>,
     /// What was sent to the server.
     pub(crate) client_value: Vec<u8>,
@@ -53,7 +92,7 @@ pub(crate) struct Exchange {
 pub(crate) struct SharedSecret(Vec<u8>);
 
 impl SharedSecret {
-    pub(crate) fn from_curve25519(secret: &[u8]) -> Self {
+    pub(crate) fn from_curve(secret: &[u8]) -> Self {
         let mut encoded = Vec::new();
         encoded.put_mpint(secret);
         Self(encoded)
@@ -72,8 +111,8 @@ impl SharedSecret {
 impl Exchange {
     pub(crate) fn start(method: Method) -> Result<Self, ProtocolError> {
         let keys = |_| ProtocolError::Keys;
-        let x25519 = PrivateKey::generate(&X25519).map_err(keys)?;
-        let public = x25519.compute_public_key().map_err(keys)?;
+        let curve = PrivateKey::generate(method.curve().0).map_err(keys)?;
+        let public = curve.compute_public_key().map_err(keys)?;
         let mut client_value = Vec::new();
         let mlkem = match method {
             Method::MlKem768X25519 => {
@@ -82,24 +121,26 @@ impl Exchange {
                 client_value.extend_from_slice(encapsulation.key_bytes().map_err(keys)?.as_ref());
                 Some(key)
             }
-            Method::Curve25519 | Method::Curve25519Libssh => None,
+            Method::Curve25519 | Method::Curve25519Libssh | Method::EcdhP256 => None,
         };
         client_value.extend_from_slice(public.as_ref());
         Ok(Self {
-            x25519,
+            method,
+            curve,
             mlkem,
             client_value,
         })
     }
 
-    /// Joins the server's value with ours. The library refuses an all-zero X25519 result.
+    /// Joins the server's value with ours. The library refuses an all-zero X25519 result and a point that is not on the curve.
     pub(crate) fn finish(self, server_value: &[u8]) -> Result<SharedSecret, ProtocolError> {
         let invalid = ProtocolError::KeyExchange;
         let prefix = if self.mlkem.is_some() { MLKEM_CIPHERTEXT } else { 0 };
         let (ciphertext, public) = server_value
             .split_at_checked(prefix)
             .ok_or_else(|| invalid.clone())?;
-        if public.len() != X25519_KEY {
+        let (curve, size) = self.method.curve();
+        if public.len() != size {
             return Err(invalid);
         }
         let mlkem = match &self.mlkem {
@@ -110,13 +151,13 @@ impl Exchange {
             None => None,
         };
         agree(
-            &self.x25519,
-            UnparsedPublicKey::new(&X25519, public),
+            &self.curve,
+            UnparsedPublicKey::new(curve, public),
             invalid,
-            |x25519| {
+            |shared| {
                 Ok(match &mlkem {
-                    Some(mlkem) => SharedSecret::from_hybrid(mlkem.as_ref(), x25519),
-                    None => SharedSecret::from_curve25519(x25519),
+                    Some(mlkem) => SharedSecret::from_hybrid(mlkem.as_ref(), shared),
+                    None => SharedSecret::from_curve(shared),
                 })
             },
         )
@@ -245,18 +286,19 @@ pub(crate) mod tests {
 
     /// The server's half, for the double.
     pub(crate) fn answer(method: Method, client_value: &[u8]) -> (Vec<u8>, SharedSecret) {
-        let private = PrivateKey::generate(&X25519).unwrap();
+        let (curve, size) = method.curve();
+        let private = PrivateKey::generate(curve).unwrap();
         let public = private.compute_public_key().unwrap();
-        let split = client_value.len() - 32;
-        let theirs = UnparsedPublicKey::new(&X25519, &client_value[split..]);
-        let x25519 = agree(&private, theirs, (), |secret| Ok(secret.to_vec())).unwrap();
+        let split = client_value.len() - size;
+        let theirs = UnparsedPublicKey::new(curve, &client_value[split..]);
+        let shared = agree(&private, theirs, (), |secret| Ok(secret.to_vec())).unwrap();
         if method == Method::MlKem768X25519 {
             let key = EncapsulationKey::new(&ML_KEM_768, &client_value[..split]).unwrap();
             let (ciphertext, mlkem) = key.encapsulate().unwrap();
             let value = [ciphertext.as_ref(), public.as_ref()].concat();
-            (value, SharedSecret::from_hybrid(mlkem.as_ref(), &x25519))
+            (value, SharedSecret::from_hybrid(mlkem.as_ref(), &shared))
         } else {
-            (public.as_ref().to_vec(), SharedSecret::from_curve25519(&x25519))
+            (public.as_ref().to_vec(), SharedSecret::from_curve(&shared))
         }
     }
 
@@ -266,6 +308,7 @@ pub(crate) mod tests {
             (Method::MlKem768X25519, 1184 + 32, 1088 + 32),
             (Method::Curve25519, 32, 32),
             (Method::Curve25519Libssh, 32, 32),
+            (Method::EcdhP256, 65, 65),
         ] {
             let exchange = Exchange::start(method).unwrap();
             assert_eq!(exchange.client_value.len(), client);
@@ -279,12 +322,12 @@ pub(crate) mod tests {
     fn unusable_server_values_are_refused() {
         for method in Method::ALL {
             let finish = |value: &[u8]| Exchange::start(method).unwrap().finish(value).err();
-            let size = if method == Method::MlKem768X25519 {
-                MLKEM_CIPHERTEXT + 32
-            } else {
-                32
+            let size = match method {
+                Method::MlKem768X25519 => MLKEM_CIPHERTEXT + 32,
+                Method::Curve25519 | Method::Curve25519Libssh => 32,
+                Method::EcdhP256 => 65,
             };
-            for length in [0, 31, 33, size - 1, size + 1] {
+            for length in [0, 1, 31, 33, size - 1, size + 1] {
                 if length != size {
                     assert_eq!(
                         finish(&vec![9; length]),
@@ -293,7 +336,7 @@ pub(crate) mod tests {
                     );
                 }
             }
-            // A point of low order makes the shared value zero.
+            // A point of low order makes the shared value zero; of P-256 this is no point at all.
             assert_eq!(
                 finish(&vec![0; size]),
                 Some(ProtocolError::KeyExchange),
@@ -316,14 +359,52 @@ pub(crate) mod tests {
         let alice = unhex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a");
         let shared = unhex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742");
         let exchange = Exchange {
-            x25519: PrivateKey::from_private_key(&X25519, &bob).unwrap(),
+            method: Method::Curve25519,
+            curve: PrivateKey::from_private_key(&X25519, &bob).unwrap(),
             mlkem: None,
             client_value: Vec::new(),
         };
         assert_eq!(
             exchange.finish(&alice).unwrap().0,
-            SharedSecret::from_curve25519(&shared).0
+            SharedSecret::from_curve(&shared).0
         );
+    }
+
+    /// Section 8.1 of RFC 5903, in the shape of RFC 5656: the secret is the x coordinate alone, points are written whole.
+    #[test]
+    fn p256_known_answer() {
+        let ours = unhex("c88f01f510d9ac3f70a292daa2316de544e9aab8afe84049c62a9c57862d1433");
+        let theirs = unhex(
+            "04d12dfb5289c8d4f81208b70270398c342296970a0bccb74c736fc7554494bf6356fbf3ca366cc23e8157854c13c58d6aac23f046ada30f8353e74f33039872ab",
+        );
+        let shared = unhex("d6840f6b42f6edafd13116e0e12565202fef8e9ece7dce03812464d04b9442de");
+        let exchange = |curve| Exchange {
+            method: Method::EcdhP256,
+            curve,
+            mlkem: None,
+            client_value: Vec::new(),
+        };
+        let private = || PrivateKey::from_private_key(&ECDH_P256, &ours).unwrap();
+        let public = private().compute_public_key().unwrap();
+        assert_eq!(
+            public.as_ref(),
+            unhex(
+                "04dad0b65394221cf9b051e1feca5787d098dfe637fc90b9ef945d0c37725811805271a0461cdb8252d61f1c456fa3e59ab1f45b33accf5f58389e0577b8990bb3"
+            )
+        );
+        assert_eq!(
+            exchange(private()).finish(&theirs).unwrap().0,
+            SharedSecret::from_curve(&shared).0
+        );
+        // Off the curve, and the compressed form.
+        let mut off = theirs.clone();
+        off[64] ^= 1;
+        for wrong in [&off[..], &[&[3], &theirs[1..33]].concat()] {
+            assert_eq!(
+                exchange(private()).finish(wrong).err(),
+                Some(ProtocolError::KeyExchange)
+            );
+        }
     }
 
     /// The hybrid secret is a string, the other an mpint, whose leading zeros are dropped.
@@ -334,14 +415,14 @@ pub(crate) mod tests {
             [0, 0, 0, 32]
         );
         assert_eq!(
-            SharedSecret::from_curve25519(&[0, 0, 0x80, 1]).0,
+            SharedSecret::from_curve(&[0, 0, 0x80, 1]).0,
             [0, 0, 0, 3, 0, 0x80, 1]
         );
     }
 
     #[test]
     fn directions_and_lengths_of_keys() {
-        let source = KeySource::new(SharedSecret::from_curve25519(&[7; 32]), [1; 32], [2; 32]);
+        let source = KeySource::new(SharedSecret::from_curve(&[7; 32]), [1; 32], [2; 32]);
         let get = |direction, cipher| source.keys(direction, cipher, |keys| (keys.key.to_vec(), keys.iv));
         let (short, iv) = get(Direction::ClientToServer, Cipher::Aes128Gcm);
         let (long, _) = get(Direction::ClientToServer, Cipher::ChaCha20Poly1305);

@@ -5,12 +5,13 @@ use crate::{
     cipher::{Cipher, Keys},
     client::Client,
     config::ClientConfig,
+    exchange::Method,
     http::Response,
     inbuf::InBuf,
     kexinit::{Ciphers, KexInit},
     packet::Opener,
     requests::Requests,
-    transport::{Input, RekeyLimits, Transport, Trust},
+    transport::{Input, Offer, RekeyLimits, Transport, Trust},
 };
 
 /// What a fuzzer calls.
@@ -86,7 +87,7 @@ pub fn packet(data: &[u8]) {
 pub fn kexinit(data: &[u8]) {
     if let Ok(offer) = KexInit::parse(data) {
         assert!(KexInit::parse(&offer.encode()).as_ref() == Ok(&offer));
-        let _ = KexInit::client(Ciphers::AesFirst, [0; 16]).agree(&offer);
+        let _ = KexInit::client(&Method::ALL, Ciphers::AesFirst, [0; 16]).agree(&offer);
     }
 }
 
@@ -125,7 +126,7 @@ pub fn session(data: &[u8]) {
         bytes: 1 << 20,
         packets: 100,
     };
-    let mut transport = Transport::new(Ciphers::AesFirst, Trust::FirstUse, limits);
+    let mut transport = Transport::new(Offer::default(), Trust::FirstUse, limits);
     let mut out = Vec::new();
     let mut data_copy = data.to_vec();
     let mut rest = data_copy.as_mut_slice();

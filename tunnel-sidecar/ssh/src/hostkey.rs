@@ -1,7 +1,10 @@
 //! The server's host key: its blob, and the signature that proves the server holds it.
 
 use crate::{error::ProtocolError, wire::Reader};
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA512,
+    RsaPublicKeyComponents, UnparsedPublicKey,
+};
 
 /// A host key algorithm both sides know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,59 +12,79 @@ pub(crate) enum HostKeyAlgorithm {
     /// What a chisel server generates.
     EcdsaP256,
     Ed25519,
+    /// RFC 8332; of at least 2048 bits. The older `ssh-rsa` signs SHA-1 and is not offered.
+    RsaSha512,
+    RsaSha256,
 }
 
 const CURVE: &[u8] = b"nistp256";
 /// An uncompressed P-256 point.
 const POINT: usize = 65;
 const SCALAR: usize = 32;
+/// RFC 8032.
+const ED25519_KEY: usize = 32;
+/// 2048 bits: what is shorter is refused, as everywhere today.
+const LEAST_RSA: usize = 256;
 
 impl HostKeyAlgorithm {
-    pub(crate) const ALL: [Self; 2] = [Self::EcdsaP256, Self::Ed25519];
+    /// In the order of preference.
+    pub(crate) const ALL: [Self; 4] = [Self::EcdsaP256, Self::Ed25519, Self::RsaSha512, Self::RsaSha256];
 
+    /// The name of the algorithm, which a signature carries, too.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::EcdsaP256 => "ecdsa-sha2-nistp256",
             Self::Ed25519 => "ssh-ed25519",
+            Self::RsaSha512 => "rsa-sha2-512",
+            Self::RsaSha256 => "rsa-sha2-256",
+        }
+    }
+
+    /// The name of the type of key, which its blob carries.
+    fn key_type(self) -> &'static str {
+        match self {
+            Self::EcdsaP256 | Self::Ed25519 => self.name(),
+            Self::RsaSha512 | Self::RsaSha256 => "ssh-rsa",
         }
     }
 
     /// Verifies that `signature` is the key's signature of `hash`. Both blobs must be of this algorithm.
     pub(crate) fn verify(self, key: &[u8], signature: &[u8], hash: &[u8]) -> Result<(), ProtocolError> {
-        let public = self.public_key(key)?;
+        let mut reader = Reader::new(key);
+        expect_name(&mut reader, self.key_type())?;
         let raw = self.raw_signature(signature)?;
         let verified = match self {
-            Self::EcdsaP256 => UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, public).verify(hash, &raw),
-            Self::Ed25519 => UnparsedPublicKey::new(&ED25519, public).verify(hash, &raw),
-        };
-        verified.map_err(|_| ProtocolError::Signature)
-    }
-
-    fn public_key(self, blob: &[u8]) -> Result<&[u8], ProtocolError> {
-        let mut reader = Reader::new(blob);
-        self.expect_name(&mut reader)?;
-        let length = match self {
             Self::EcdsaP256 => {
                 if reader.string()? != CURVE {
                     return Err(ProtocolError::HostKey);
                 }
-                POINT
+                let public = last_string(reader, POINT)?;
+                UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, public).verify(hash, &raw)
             }
-            Self::Ed25519 => 32,
+            Self::Ed25519 => {
+                UnparsedPublicKey::new(&ED25519, last_string(reader, ED25519_KEY)?).verify(hash, &raw)
+            }
+            Self::RsaSha512 | Self::RsaSha256 => {
+                let (e, n) = (reader.mpint()?, reader.mpint()?);
+                reader.finish()?;
+                if n.len() < LEAST_RSA {
+                    return Err(ProtocolError::WeakHostKey(n.len() * 8));
+                }
+                let parameters = if self == Self::RsaSha512 {
+                    &RSA_PKCS1_2048_8192_SHA512
+                } else {
+                    &RSA_PKCS1_2048_8192_SHA256
+                };
+                RsaPublicKeyComponents { n, e }.verify(parameters, hash, &raw)
+            }
         };
-        let public = reader.string()?;
-        reader.finish()?;
-        if public.len() == length {
-            Ok(public)
-        } else {
-            Err(ProtocolError::HostKey)
-        }
+        verified.map_err(|_| ProtocolError::Signature)
     }
 
     /// The signature as the library wants it: fixed size, numbers side by side.
     fn raw_signature(self, blob: &[u8]) -> Result<Vec<u8>, ProtocolError> {
         let mut reader = Reader::new(blob);
-        self.expect_name(&mut reader)?;
+        expect_name(&mut reader, self.name())?;
         let inner = reader.string()?;
         reader.finish()?;
         match self {
@@ -77,16 +100,27 @@ impl HostKeyAlgorithm {
                 numbers.finish()?;
                 Ok(raw)
             }
-            Self::Ed25519 => Ok(inner.to_vec()),
+            Self::Ed25519 | Self::RsaSha512 | Self::RsaSha256 => Ok(inner.to_vec()),
         }
     }
+}
 
-    fn expect_name(self, reader: &mut Reader<'_>) -> Result<(), ProtocolError> {
-        if reader.string()? == self.name().as_bytes() {
-            Ok(())
-        } else {
-            Err(ProtocolError::HostKey)
-        }
+fn expect_name(reader: &mut Reader<'_>, name: &str) -> Result<(), ProtocolError> {
+    if reader.string()? == name.as_bytes() {
+        Ok(())
+    } else {
+        Err(ProtocolError::HostKey)
+    }
+}
+
+/// A string of this length with nothing behind it.
+fn last_string(mut reader: Reader<'_>, length: usize) -> Result<&[u8], ProtocolError> {
+    let public = reader.string()?;
+    reader.finish()?;
+    if public.len() == length {
+        Ok(public)
+    } else {
+        Err(ProtocolError::HostKey)
     }
 }
 
@@ -96,7 +130,11 @@ pub(crate) mod tests {
     use crate::wire::Put;
     use aws_lc_rs::{
         rand::SystemRandom,
-        signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair},
+        rsa::KeySize,
+        signature::{
+            ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256,
+            RSA_PKCS1_SHA512, RsaKeyPair,
+        },
     };
     use proptest::prelude::*;
 
@@ -105,6 +143,7 @@ pub(crate) mod tests {
     pub(crate) enum TestKey {
         Ecdsa(EcdsaKeyPair),
         Ed25519(Ed25519KeyPair),
+        Rsa(HostKeyAlgorithm, Box<RsaKeyPair>),
     }
 
     impl TestKey {
@@ -114,6 +153,10 @@ pub(crate) mod tests {
                     Self::Ecdsa(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap())
                 }
                 HostKeyAlgorithm::Ed25519 => Self::Ed25519(Ed25519KeyPair::generate().unwrap()),
+                HostKeyAlgorithm::RsaSha512 | HostKeyAlgorithm::RsaSha256 => Self::Rsa(
+                    algorithm,
+                    Box::new(RsaKeyPair::generate(KeySize::Rsa2048).unwrap()),
+                ),
             }
         }
 
@@ -121,18 +164,25 @@ pub(crate) mod tests {
             match self {
                 Self::Ecdsa(_) => HostKeyAlgorithm::EcdsaP256,
                 Self::Ed25519(_) => HostKeyAlgorithm::Ed25519,
+                Self::Rsa(algorithm, _) => *algorithm,
             }
         }
 
         pub(crate) fn blob(&self) -> Vec<u8> {
             let mut blob = Vec::new();
-            blob.put_string(self.algorithm().name().as_bytes());
+            blob.put_string(self.algorithm().key_type().as_bytes());
             match self {
                 Self::Ecdsa(pair) => {
                     blob.put_string(CURVE);
                     blob.put_string(pair.public_key().as_ref());
                 }
                 Self::Ed25519(pair) => blob.put_string(pair.public_key().as_ref()),
+                Self::Rsa(_, pair) => {
+                    // RSAPublicKey of RFC 8017 with 2048 bits: the numbers stand at fixed places.
+                    let der = pair.public_key().as_ref();
+                    blob.put_mpint(&der[267..270]);
+                    blob.put_mpint(&der[9..265]);
+                }
             }
             blob
         }
@@ -148,6 +198,17 @@ pub(crate) mod tests {
                     inner
                 }
                 Self::Ed25519(pair) => pair.sign(hash).as_ref().to_vec(),
+                Self::Rsa(algorithm, pair) => {
+                    let encoding = if *algorithm == HostKeyAlgorithm::RsaSha512 {
+                        &RSA_PKCS1_SHA512
+                    } else {
+                        &RSA_PKCS1_SHA256
+                    };
+                    let mut signature = vec![0; pair.public_modulus_len()];
+                    pair.sign(encoding, &SystemRandom::new(), hash, &mut signature)
+                        .unwrap();
+                    signature
+                }
             };
             let mut blob = Vec::new();
             blob.put_string(self.algorithm().name().as_bytes());
@@ -161,8 +222,13 @@ pub(crate) mod tests {
         for algorithm in HostKeyAlgorithm::ALL {
             let key = TestKey::generate(algorithm);
             // Repeated, because one number in 256 of an ECDSA signature is shorter than its field.
-            for round in 0..300_u32 {
-                let hash = round.to_be_bytes();
+            let rounds = if algorithm == HostKeyAlgorithm::EcdsaP256 {
+                300
+            } else {
+                3
+            };
+            for round in 0..rounds {
+                let hash = u32::to_be_bytes(round);
                 algorithm.verify(&key.blob(), &key.sign(&hash), &hash).unwrap();
             }
             let other = TestKey::generate(algorithm);
@@ -184,6 +250,31 @@ pub(crate) mod tests {
                 );
             }
         }
+    }
+
+    /// The same key may sign with either hash; what counts is what was agreed on.
+    #[test]
+    fn rsa_signatures_are_of_the_agreed_hash_and_keys_have_2048_bits() {
+        let TestKey::Rsa(_, pair) = TestKey::generate(HostKeyAlgorithm::RsaSha512) else {
+            panic!("no RSA key")
+        };
+        let key = TestKey::Rsa(HostKeyAlgorithm::RsaSha256, pair);
+        let signature = key.sign(b"hash");
+        HostKeyAlgorithm::RsaSha256
+            .verify(&key.blob(), &signature, b"hash")
+            .unwrap();
+        assert_eq!(
+            HostKeyAlgorithm::RsaSha512.verify(&key.blob(), &signature, b"hash"),
+            Err(ProtocolError::HostKey)
+        );
+        let mut short = Vec::new();
+        short.put_string(b"ssh-rsa");
+        short.put_mpint(&[1, 0, 1]);
+        short.put_mpint(&[0xc1; 128]);
+        assert_eq!(
+            HostKeyAlgorithm::RsaSha256.verify(&short, &signature, b"hash"),
+            Err(ProtocolError::WeakHostKey(1024))
+        );
     }
 
     #[test]

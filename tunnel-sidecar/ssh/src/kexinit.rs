@@ -58,14 +58,17 @@ pub(crate) struct Agreement {
     pub(crate) host_key: HostKeyAlgorithm,
     pub(crate) cipher_out: Cipher,
     pub(crate) cipher_in: Cipher,
-    /// The server sent a first key exchange packet for algorithms that were not agreed on.
+    /// Both sides prefer the same key exchange and the same host key: a first packet that either sent with its KEXINIT counts.
+    pub(crate) same_guess: bool,
+    /// The server sent such a packet, and it does not count.
     pub(crate) ignore_guess: bool,
 }
 
 impl KexInit {
     /// A client's offer. The MAC list is never used with our ciphers, but an empty one is refused by some servers.
-    pub(crate) fn client(ciphers: Ciphers, cookie: [u8; 16]) -> Self {
-        let methods = Method::ALL.map(Method::name).join(",");
+    pub(crate) fn client(methods: &[Method], ciphers: Ciphers, cookie: [u8; 16]) -> Self {
+        let methods: Vec<_> = methods.iter().map(|method| method.name()).collect();
+        let methods = methods.join(",");
         let macs = "hmac-sha2-256-etm@openssh.com,hmac-sha2-256";
         Self {
             cookie,
@@ -134,6 +137,9 @@ impl KexInit {
         };
         let method_name = pick(KEX, "key exchange")?;
         let host_key_name = pick(HOST_KEY, "host key")?;
+        // RFC 4253 section 7: a guess is right when the first choices of both sides are the same.
+        let same = |which| self.list(which).next() == server.list(which).next();
+        let same_guess = same(KEX) && same(HOST_KEY);
         let agreement = Agreement {
             method: Method::from_name(method_name).ok_or(ProtocolError::NoCommon("key exchange"))?,
             host_key: HostKeyAlgorithm::ALL
@@ -144,9 +150,8 @@ impl KexInit {
                 .ok_or(ProtocolError::NoCommon("cipher"))?,
             cipher_in: Cipher::from_name(pick(CIPHER_IN, "cipher")?)
                 .ok_or(ProtocolError::NoCommon("cipher"))?,
-            ignore_guess: server.first_packet_follows
-                && (server.list(KEX).next() != Some(method_name)
-                    || server.list(HOST_KEY).next() != Some(host_key_name)),
+            same_guess,
+            ignore_guess: server.first_packet_follows && !same_guess,
         };
         pick(COMPRESSION_OUT, "compression")?;
         pick(COMPRESSION_IN, "compression")?;
@@ -185,7 +190,7 @@ pub(crate) mod tests {
 
     #[test]
     fn agreement_with_a_chisel_server() {
-        let ours = KexInit::client(Ciphers::AesFirst, [0; 16]);
+        let ours = KexInit::client(&Method::ALL, Ciphers::AesFirst, [0; 16]);
         let agreement = ours.agree(&server_offer()).unwrap();
         assert_eq!(agreement.method, Method::MlKem768X25519);
         assert_eq!(agreement.host_key, HostKeyAlgorithm::EcdsaP256);
@@ -193,7 +198,7 @@ pub(crate) mod tests {
             (agreement.cipher_out, agreement.cipher_in),
             (Cipher::Aes128Gcm, Cipher::Aes128Gcm)
         );
-        let ours = KexInit::client(Ciphers::ChaChaFirst, [0; 16]);
+        let ours = KexInit::client(&Method::ALL, Ciphers::ChaChaFirst, [0; 16]);
         assert_eq!(
             ours.agree(&server_offer()).unwrap().cipher_in,
             Cipher::ChaCha20Poly1305
@@ -202,7 +207,7 @@ pub(crate) mod tests {
 
     #[test]
     fn nothing_in_common_is_named() {
-        let ours = KexInit::client(Ciphers::AesFirst, [0; 16]);
+        let ours = KexInit::client(&Method::ALL, Ciphers::AesFirst, [0; 16]);
         for (which, what) in [
             (0, "key exchange"),
             (1, "host key"),
@@ -229,7 +234,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_wrong_guess_of_the_server_is_ignored_and_a_right_one_is_used() {
-        let ours = KexInit::client(Ciphers::AesFirst, [0; 16]);
+        let ours = KexInit::client(&Method::ALL, Ciphers::AesFirst, [0; 16]);
         let mut server = server_offer();
         server.first_packet_follows = true;
         assert!(!ours.agree(&server).unwrap().ignore_guess);
@@ -242,7 +247,7 @@ pub(crate) mod tests {
         fn offers_round_trip(cookie: [u8; 16], lists in proptest::array::uniform10("[a-z0-9@,-]{0,60}"), first_packet_follows: bool) {
             let offer = KexInit { cookie, lists, first_packet_follows };
             prop_assert_eq!(KexInit::parse(&offer.encode()), Ok(offer.clone()));
-            let _ = KexInit::client(Ciphers::AesFirst, cookie).agree(&offer);
+            let _ = KexInit::client(&Method::ALL, Ciphers::AesFirst, cookie).agree(&offer);
         }
 
         #[test]
@@ -252,7 +257,7 @@ pub(crate) mod tests {
             message.extend_from_slice(&tail);
             for data in [&tail, &message] {
                 if let Ok(offer) = KexInit::parse(data) {
-                    let _ = KexInit::client(Ciphers::AesFirst, [0; 16]).agree(&offer);
+                    let _ = KexInit::client(&Method::ALL, Ciphers::AesFirst, [0; 16]).agree(&offer);
                 }
             }
         }

@@ -74,6 +74,7 @@ pub use config::{ClientConfig, Limits, Timeouts};
 pub use connect::connect;
 pub use driver::{Driver, SessionEnd};
 pub use error::{Advice, BadRequest, ConnectError, ProtocolError, RefusalCause, Step};
+pub use exchange::Kex;
 pub use fingerprint::{BadFingerprint, Fingerprint};
 pub use kexinit::Ciphers;
 pub use session::{Algorithms, IncomingChannel, OpenError, Session, SessionEvents, SessionGone, Stats};

@@ -10,7 +10,7 @@
 use crate::{
     cipher::Cipher,
     error::ProtocolError,
-    exchange::{Direction, Exchange, Hash, KeySource, Transcript},
+    exchange::{Direction, Exchange, Hash, KeySource, Method, Transcript},
     fault::{Fault, printable},
     fingerprint::Fingerprint,
     kexinit::{Agreement, Ciphers, KexInit, STRICT_SERVER},
@@ -44,9 +44,29 @@ pub(crate) struct RekeyLimits {
     pub(crate) packets: u64,
 }
 
+/// What to offer in key exchanges.
+#[derive(Debug, Clone)]
+pub(crate) struct Offer {
+    /// In the order of preference; never empty.
+    pub(crate) methods: Vec<Method>,
+    pub(crate) ciphers: Ciphers,
+    /// Send the first packet of the preferred method with the first KEXINIT, which saves a round trip if the server prefers it, too.
+    pub(crate) guess: bool,
+}
+
+impl Default for Offer {
+    fn default() -> Self {
+        Self {
+            methods: Method::ALL.to_vec(),
+            ciphers: Ciphers::default(),
+            guess: true,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Transport {
-    ciphers: Ciphers,
+    offer: Offer,
     trust: Trust,
     limits: RekeyLimits,
     sealer: Sealer,
@@ -69,8 +89,11 @@ pub(crate) struct Transport {
 enum Stage {
     /// None under way.
     Idle,
-    /// Our KEXINIT is out.
-    Offered { ours: Box<KexInit> },
+    /// Our KEXINIT is out, and perhaps the first packet of the method we prefer.
+    Offered {
+        ours: Box<KexInit>,
+        guess: Option<Box<Exchange>>,
+    },
     /// Both KEXINITs are known, our KEX_INIT is out.
     Exchanging {
         ours: Vec<u8>,
@@ -100,9 +123,9 @@ pub(crate) enum Input {
 }
 
 impl Transport {
-    pub(crate) fn new(ciphers: Ciphers, trust: Trust, limits: RekeyLimits) -> Self {
+    pub(crate) fn new(offer: Offer, trust: Trust, limits: RekeyLimits) -> Self {
         Self {
-            ciphers,
+            offer,
             trust,
             limits,
             sealer: Sealer::new(),
@@ -198,10 +221,31 @@ impl Transport {
     }
 
     fn offer(&mut self, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
-        let ours = Box::new(KexInit::client(self.ciphers, rand::random()));
+        let Offer {
+            methods,
+            ciphers,
+            guess,
+        } = &self.offer;
+        let mut ours = Box::new(KexInit::client(methods, *ciphers, rand::random()));
+        let guess = match methods.first() {
+            // A later exchange hurries nobody.
+            Some(method) if *guess && self.session_id.is_none() => Some(Box::new(Exchange::start(*method)?)),
+            _ => None,
+        };
+        ours.first_packet_follows = guess.is_some();
         self.seal(out, &[&ours.encode()])?;
-        self.stage = Stage::Offered { ours };
+        if let Some(exchange) = &guess {
+            self.begin(exchange, out)?;
+        }
+        self.stage = Stage::Offered { ours, guess };
         Ok(())
+    }
+
+    /// Sends our value of an exchange.
+    fn begin(&mut self, exchange: &Exchange, out: &mut Vec<u8>) -> Result<(), ProtocolError> {
+        let mut message = vec![msg::KEX_INIT];
+        message.put_string(&exchange.client_value);
+        self.seal(out, &[&message])
     }
 
     /// Takes what stands at the front of the SSH stream.
@@ -286,7 +330,7 @@ impl Transport {
             self.offer(out)?;
         }
         let stage = std::mem::replace(&mut self.stage, Stage::Idle);
-        let Stage::Offered { ours } = stage else {
+        let Stage::Offered { ours, guess } = stage else {
             self.stage = stage;
             return Err(self.unexpected(msg::KEXINIT));
         };
@@ -299,10 +343,15 @@ impl Transport {
         if chacha && !self.strict {
             return Err(ProtocolError::NotStrict);
         }
-        let exchange = Box::new(Exchange::start(agreement.method)?);
-        let mut message = vec![msg::KEX_INIT];
-        message.put_string(&exchange.client_value);
-        self.seal(out, &[&message])?;
+        let exchange = match guess {
+            Some(guess) if agreement.same_guess => guess,
+            // The server skips a wrong guess.
+            _ => {
+                let exchange = Box::new(Exchange::start(agreement.method)?);
+                self.begin(&exchange, out)?;
+                exchange
+            }
+        };
         self.stage = Stage::Exchanging {
             ours: ours.encode(),
             theirs: payload.to_vec(),

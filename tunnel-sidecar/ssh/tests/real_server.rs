@@ -12,10 +12,15 @@
 
 mod peer;
 
-use aws_lc_rs::{digest, signature::Ed25519KeyPair};
+use aws_lc_rs::{
+    digest,
+    encoding::{AsDer, Pkcs8V1Der},
+    rsa::KeySize,
+    signature::{Ed25519KeyPair, RsaKeyPair},
+};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use chisel_ssh::{
-    Advice, Ciphers, ClientConfig, ConnectError, Fingerprint, OpenError, Password, RefusalCause,
+    Advice, Ciphers, ClientConfig, ConnectError, Fingerprint, Kex, OpenError, Password, RefusalCause,
     RejectReason, Session, SessionEnd, Trust, chisel,
 };
 use peer::{PATIENCE, Server, echo, remote, user};
@@ -80,7 +85,7 @@ async fn round_trip(port: u16, seed: u64, size: usize) {
 }
 
 #[tokio::test]
-async fn password_and_pinned_fingerprint_with_both_kinds_of_host_key() {
+async fn password_and_pinned_fingerprint_with_every_kind_of_host_key() {
     let Some(binary) = peer::binary() else { return };
     let key = Ed25519KeyPair::generate_pkcs8(&aws_lc_rs::rand::SystemRandom::new()).unwrap();
     let mut file = tempfile::NamedTempFile::new().unwrap();
@@ -91,9 +96,20 @@ async fn password_and_pinned_fingerprint_with_both_kinds_of_host_key() {
     )
     .unwrap();
     let path = file.path().to_str().unwrap();
+    let rsa = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+    let rsa: Pkcs8V1Der<'_> = rsa.as_der().unwrap();
+    let mut rsa_file = tempfile::NamedTempFile::new().unwrap();
+    write!(
+        rsa_file,
+        "-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n",
+        STANDARD.encode(rsa.as_ref())
+    )
+    .unwrap();
+    let rsa_path = rsa_file.path().to_str().unwrap();
     for (arguments, algorithm) in [
         (vec![], "ecdsa-sha2-nistp256"),
         (vec!["--keyfile", path], "ssh-ed25519"),
+        (vec!["--keyfile", rsa_path], "rsa-sha2-512"),
     ] {
         let server = Server::start(&binary, &[&AUTH[..], &arguments].concat()).await;
         let (session, driver) = echoing(&server, server.config(&[remote(7)])).await;
@@ -112,6 +128,33 @@ async fn password_and_pinned_fingerprint_with_both_kinds_of_host_key() {
         ));
         assert!(session.is_closed());
         assert!(session.ping().await.is_err());
+    }
+}
+
+/// Each method, guessed and not guessed; the server's first choice makes only one of the guesses right.
+#[tokio::test]
+async fn every_key_exchange_method() {
+    let Some(binary) = peer::binary() else { return };
+    let server = Server::start(&binary, &AUTH).await;
+    for (kex, name) in [
+        (None, "mlkem768x25519-sha256"),
+        (Some(Kex::MlKem768X25519), "mlkem768x25519-sha256"),
+        (Some(Kex::Curve25519), "curve25519-sha256"),
+        (Some(Kex::EcdhP256), "ecdh-sha2-nistp256"),
+    ] {
+        for guess in [true, false] {
+            let remote = remote(7);
+            let mut config = server.config(std::slice::from_ref(&remote));
+            config.kex = kex;
+            config.guess_kex = guess;
+            config.limits.rekey_bytes = 1024 * 1024;
+            let (session, driver) = echoing(&server, config).await;
+            assert_eq!(session.algorithms().kex, name);
+            round_trip(remote.local_port, 3, 3 * 1024 * 1024).await;
+            assert!(session.stats().rekeys >= 1, "{name}: {:?}", session.stats());
+            session.disconnect("done");
+            assert!(matches!(driver.await.unwrap(), SessionEnd::Local));
+        }
     }
 }
 

@@ -54,6 +54,42 @@ fn gcm_framing_opens_by_hand() {
     }
 }
 
+/// `chacha20-poly1305@openssh.com` with keys 00..3f, sequence number 7 and eleven bytes of padding aa, made with OpenSSL's ChaCha20 and Poly1305 by the
+/// rules of OpenSSH's PROTOCOL.chacha20poly1305: the second half of the key hides the length, the first one the rest, the tag covers both.
+#[test]
+fn chacha_known_answer() {
+    let unhex = |text: &str| -> Vec<u8> {
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+            .collect()
+    };
+    let packet =
+        unhex("a39afcb2232d7b2c39ed0a3f021ecc95a52579869e189a9cd4499729b918d29532c9b316dd03edcc2a7fb91e");
+    let key: Vec<u8> = (0..64).collect();
+    let keys = Keys {
+        cipher: Cipher::ChaCha20Poly1305,
+        key: &key,
+        iv: [0; 12],
+    };
+    let mut opener = Opener::new();
+    opener.change_keys(&keys, true).unwrap();
+    opener.sequence = 7;
+    let mut opened = packet.clone();
+    let found = opener.open(&mut opened).unwrap().unwrap();
+    assert_eq!(
+        (&opened[found.payload], found.consumed),
+        (&b"known answer"[..], packet.len())
+    );
+    let mut sealed = [&[0, 0, 0, 24, 11][..], b"known answer", &[0xaa; 11]].concat();
+    let tag = SealKey::new(&keys)
+        .unwrap()
+        .seal(7, &mut sealed)
+        .unwrap()
+        .unwrap();
+    assert_eq!([&sealed[..], &tag].concat(), packet);
+}
+
 #[test]
 fn changed_bytes_and_repeated_packets_are_noticed() {
     for cipher in ALL.into_iter().flatten() {

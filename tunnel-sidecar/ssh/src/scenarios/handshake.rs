@@ -4,7 +4,7 @@ use crate::{
     cipher::Cipher,
     double::{config, ended, running, start},
     hostkey::{HostKeyAlgorithm, tests::TestKey},
-    kexinit::STRICT_SERVER,
+    kexinit::{KexInit, STRICT_SERVER},
     *,
 };
 use std::time::Duration;
@@ -16,6 +16,7 @@ async fn every_method_host_key_and_cipher() {
         "mlkem768x25519-sha256",
         "curve25519-sha256",
         "curve25519-sha256@libssh.org",
+        "ecdh-sha2-nistp256",
     ] {
         for host_key in HostKeyAlgorithm::ALL {
             for cipher in [Cipher::Aes128Gcm, Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
@@ -36,6 +37,9 @@ async fn every_method_host_key_and_cipher() {
                 };
                 assert_eq!(session.algorithms(), expected);
                 assert_eq!(session.fingerprint(), Fingerprint::of(&double.key.blob()));
+                // The guess is right when both first choices are.
+                let right = method == "mlkem768x25519-sha256" && host_key == HostKeyAlgorithm::EcdsaP256;
+                assert_eq!(double.wrong_guesses, u32::from(!right), "{method} {host_key:?}");
                 assert!(double.is_quiet().await);
                 session.disconnect("bye");
                 assert!(matches!(ended(driver).await, SessionEnd::Local));
@@ -114,6 +118,39 @@ async fn only_key_exchange_messages_before_the_first_keys() {
     }
 }
 
+/// The other half of prefix truncation: the first packet under keys is taken out, which would go unnoticed had an injected one moved the numbers before.
+#[tokio::test]
+async fn a_truncated_prefix_is_noticed_under_every_cipher() {
+    for cipher in [Cipher::Aes128Gcm, Cipher::Aes256Gcm, Cipher::ChaCha20Poly1305] {
+        // Also the server that announces strict key exchange, sends one message too many, and does not start counting again.
+        for counts_on in [false, true] {
+            let (mut double, client) = start(config());
+            double.offer.lists[2] = cipher.name().to_owned();
+            double.offer.lists[3] = cipher.name().to_owned();
+            double.upgrade().await;
+            double.versions().await;
+            double.counts_on = counts_on;
+            double.key_exchange().await;
+            if !counts_on {
+                let _taken_out = double.sealed(&[msg::EXT_INFO, 0, 0, 0, 0]);
+            } else if cipher != Cipher::ChaCha20Poly1305 {
+                // The nonces of GCM count for themselves, so there is nothing to truncate.
+                continue;
+            }
+            double.send(b"\x06\0\0\0\x0cssh-userauth").await;
+            let error = client.await.unwrap().unwrap_err();
+            let ConnectError::Protocol { source, .. } = error else {
+                panic!("{error:?}")
+            };
+            // A length field under a wrong nonce may already be impossible.
+            assert!(
+                matches!(source, ProtocolError::Integrity | ProtocolError::PacketLength(_)),
+                "{cipher:?}: {source:?}"
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_wrong_signature_ends_it_before_the_password() {
     let (mut double, client) = start(config());
@@ -163,6 +200,52 @@ async fn another_host_key_ends_it_before_the_password() {
     double.key = known;
     double.set_up().await;
     drop(client.await.unwrap().unwrap());
+}
+
+/// With the right guess everything up to the answer of the server is one round trip: KEX_INIT is there before the server has said anything but its version.
+#[tokio::test]
+async fn the_first_packet_of_the_exchange_goes_out_unasked_only_if_wanted() {
+    for guess in [true, false] {
+        let mut wanted = config();
+        wanted.guess_kex = guess;
+        let (mut double, client) = start(wanted);
+        double.upgrade().await;
+        double.versions().await;
+        let init = double.receive().await;
+        assert_eq!(KexInit::parse(&init).unwrap().first_packet_follows, guess);
+        let exchange = if guess {
+            double.values(init).await
+        } else {
+            double.send(&double.offer.encode()).await;
+            double.values(init).await
+        };
+        if guess {
+            double.send(&double.offer.encode()).await;
+        }
+        double.reply(exchange, true).await;
+        double.receive_for_newkeys().await;
+        double.log_in().await;
+        double.receive().await;
+        double.send(&[msg::REQUEST_SUCCESS]).await;
+        drop(client.await.unwrap().unwrap());
+        assert_eq!(double.wrong_guesses, 0);
+    }
+}
+
+#[tokio::test]
+async fn one_method_can_be_insisted_on() {
+    for (kex, name) in [
+        (Kex::MlKem768X25519, "mlkem768x25519-sha256"),
+        (Kex::Curve25519, "curve25519-sha256"),
+        (Kex::EcdhP256, "ecdh-sha2-nistp256"),
+    ] {
+        let mut only = config();
+        only.kex = Some(kex);
+        let (mut double, client) = start(only);
+        double.set_up().await;
+        let (session, _events, _driver) = client.await.unwrap().unwrap();
+        assert_eq!(session.algorithms().kex, name);
+    }
 }
 
 #[tokio::test]
