@@ -8,8 +8,14 @@ use std::{
     time::Duration,
 };
 
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::{CertificateDer, InvalidDnsNameError, ServerName, pem::PemObject as _};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+};
+use rustls_pki_types::{
+    CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -22,6 +28,9 @@ pub enum TlsError {
     /// The extra roots are not PEM certificates.
     #[error("the CA file holds no readable PEM certificate: {0}")]
     Roots(String),
+    /// Our own certificate or its key cannot be used.
+    #[error("the client certificate or its key cannot be used: {0}")]
+    Identity(String),
     /// There is nothing to trust.
     #[error("no root certificates: the image has none and no CA file is set")]
     NoRoots,
@@ -61,38 +70,137 @@ pub fn install_provider() {
         .ok();
 }
 
+/// What a client trusts and how it shows itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ClientOptions<'a> {
+    /// PEM of roots beside the system's.
+    pub extra_roots_pem: Option<&'a [u8]>,
+    /// Protocols offered.
+    pub alpn: &'a [&'a [u8]],
+    /// PEM of our certificate chain, and of its key.
+    pub identity: Option<(&'a [u8], &'a [u8])>,
+    /// Takes any certificate. Whoever sits between reads and changes everything.
+    pub insecure_any_certificate: bool,
+}
+
 /// A client configuration that trusts the system's roots and those in `extra_roots_pem`, and offers `alpn`.
 ///
 /// # Errors
 /// When the extra roots are not readable, or when there are no roots at all.
 pub fn client_config(extra_roots_pem: Option<&[u8]>, alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, TlsError> {
+    client_config_with(ClientOptions {
+        extra_roots_pem,
+        alpn,
+        ..ClientOptions::default()
+    })
+}
+
+/// The same with everything that can be said.
+///
+/// # Errors
+/// When a PEM text is not readable, or when there are no roots at all and some are needed.
+pub fn client_config_with(options: ClientOptions<'_>) -> Result<Arc<ClientConfig>, TlsError> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Setup)?;
+    let roots = roots(options.extra_roots_pem)?;
+    let builder = if options.insecure_any_certificate {
+        builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+    } else if roots.is_empty() {
+        return Err(TlsError::NoRoots);
+    } else {
+        builder.with_root_certificates(roots)
+    };
+    let mut config = match options.identity {
+        None => builder.with_no_client_auth(),
+        Some((certificate, key)) => {
+            let unusable =
+                |what: &str, error: &dyn std::fmt::Display| TlsError::Identity(format!("{what}: {error}"));
+            let chain = CertificateDer::pem_slice_iter(certificate)
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| unusable("certificate", &error))?;
+            if chain.is_empty() {
+                return Err(unusable("certificate", &"no certificate in it"));
+            }
+            let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| unusable("key", &error))?;
+            builder
+                .with_client_auth_cert(chain, key)
+                .map_err(|error| unusable("certificate and key", &error))?
+        }
+    };
+    config.alpn_protocols = options.alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+fn roots(extra_pem: Option<&[u8]>) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(system.certs);
-    if let Some(pem) = extra_roots_pem {
-        let mut added = 0_usize;
-        for certificate in CertificateDer::pem_slice_iter(pem) {
-            let certificate = certificate.map_err(|error| TlsError::Roots(error.to_string()))?;
-            roots
-                .add(certificate)
-                .map_err(|error| TlsError::Roots(error.to_string()))?;
-            added += 1;
-        }
-        if added == 0 {
-            return Err(TlsError::Roots("no certificate in it".to_owned()));
-        }
+    let Some(pem) = extra_pem else { return Ok(roots) };
+    let mut added = 0_usize;
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| TlsError::Roots(error.to_string()))?;
+        roots
+            .add(certificate)
+            .map_err(|error| TlsError::Roots(error.to_string()))?;
+        added += 1;
     }
-    if roots.is_empty() {
-        return Err(TlsError::NoRoots);
+    if added == 0 {
+        return Err(TlsError::Roots("no certificate in it".to_owned()));
     }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(TlsError::Setup)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
-    Ok(Arc::new(config))
+    Ok(roots)
+}
+
+/// Takes any certificate, but no forged handshake: the peer does hold the key of what it shows.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
 }
 
 /// The TLS handshake with `host` over an open connection.
@@ -179,6 +287,26 @@ mod tests {
                 matches!(client_config(Some(pem.as_bytes()), &[]), Err(TlsError::Roots(_))),
                 "{pem:?}"
             );
+        }
+    }
+
+    #[test]
+    fn an_identity_that_is_none_is_refused() {
+        let made = rcgen::generate_simple_self_signed(vec!["client".to_owned()]).unwrap();
+        let other = rcgen::generate_simple_self_signed(vec!["other".to_owned()]).unwrap();
+        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let other_key = other.signing_key.serialize_pem();
+        let with = |certificate: &str, key: &str| {
+            client_config_with(ClientOptions {
+                identity: Some((certificate.as_bytes(), key.as_bytes())),
+                insecure_any_certificate: true,
+                ..ClientOptions::default()
+            })
+        };
+        assert!(with(&certificate, &key).is_ok());
+        for (certificate, key) in [("", key.as_str()), (&certificate, ""), (&certificate, &other_key)] {
+            let error = with(certificate, key).unwrap_err();
+            assert!(matches!(error, TlsError::Identity(_)), "{error}");
         }
     }
 }
