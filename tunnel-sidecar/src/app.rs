@@ -33,6 +33,7 @@ use crate::{
     link::{Parts, link},
     metrics::TunnelMetrics,
     operator_token,
+    outbound::Outbound,
     report::{self, Reporter},
     status::Board,
 };
@@ -159,6 +160,7 @@ impl Bound {
         let (handle, manager) = link(Parts {
             carrier,
             known: Arc::new(self.known),
+            outbound: Arc::new(Outbound::new(config.identity.clone(), config.proxies.clone())),
             board: board.clone(),
             conditions: conditions.clone(),
             metrics: TunnelMetrics::new(&metrics),

@@ -32,10 +32,18 @@ use crate::{
     address::HostPort,
     buffers::Buffers,
     connections::{Connections, Direction, Guard},
+    datagrams::{Reverse, hold},
+    local::{Locals, shown},
     metrics::{Counters, Opened},
     never::Never,
     plan::LaneId,
     reach::{Unreached, reach},
+    remotes::Listen,
+    sessions::Sessions,
+    socks::{
+        self, NotServed,
+        rules::{Rules, Verdict},
+    },
     timing::Timing,
 };
 
@@ -48,10 +56,32 @@ pub struct Route {
     /// Name of the forward.
     pub forward: String,
     /// What is dialled.
-    pub dials: HostPort,
+    pub leads: Leads,
     /// Its counters.
     pub counters: Counters,
 }
+
+/// What is dialled for a connection.
+#[derive(Clone, Debug)]
+pub enum Leads {
+    /// This address.
+    Target(HostPort),
+    /// What the user asks a SOCKS5 server for, as far as the rules go.
+    Socks(Rules),
+}
+
+impl Leads {
+    /// Whether a connection to `target` may stay.
+    fn still_leads_to(&self, target: &HostPort) -> bool {
+        match self {
+            Self::Target(dials) => dials == target,
+            Self::Socks(rules) => rules.judge(target) != Verdict::Denied,
+        }
+    }
+}
+
+/// How a channel for datagrams ends its target (chisel `share/settings`).
+const DATAGRAMS: &str = "/udp";
 
 /// Carries the connections of all sessions; clones share it.
 #[derive(Clone, Debug)]
@@ -62,6 +92,8 @@ pub struct Carrier {
 #[derive(Debug)]
 struct Inner {
     routes: Mutex<HashMap<String, Route>>,
+    locals: Locals,
+    sessions: Sessions,
     connections: Connections,
     room: Arc<Semaphore>,
     limit: usize,
@@ -82,6 +114,8 @@ impl Carrier {
     ) -> Self {
         let inner = Inner {
             routes: Mutex::default(),
+            locals: Locals::default(),
+            sessions: Sessions::default(),
             connections,
             room: Arc::new(Semaphore::new(limit)),
             limit,
@@ -95,16 +129,57 @@ impl Carrier {
         }
     }
 
-    /// Replaces what channel targets lead to, and closes connections that lead elsewhere than their forward does.
-    pub fn set_routes(&self, routes: HashMap<String, Route>) {
-        let leads: HashMap<String, HostPort> = routes
+    /// Replaces what channel targets lead to and what is listened for here, and closes connections that lead
+    /// elsewhere than their forward does.
+    pub fn set_routes(&self, routes: HashMap<String, Route>, locals: Vec<(Listen, Counters)>) {
+        let leads: HashMap<String, Leads> = routes
             .values()
-            .map(|route| (route.forward.clone(), route.dials.clone()))
+            .map(|route| (route.forward.clone(), route.leads.clone()))
+            .collect();
+        let ours: HashMap<String, HostPort> = locals
+            .iter()
+            .filter_map(|(listen, _)| Some((listen.name.clone(), shown(listen)?)))
             .collect();
         *self.inner.routes.lock().unwrap_or_else(PoisonError::into_inner) = routes;
-        self.inner
-            .connections
-            .close_where(|open| leads.get(&open.forward) != Some(&open.target));
+        self.inner.locals.set(self, locals);
+        self.inner.connections.close_where(|open| {
+            let reversed = leads.get(&open.forward);
+            !reversed.is_some_and(|leads| leads.still_leads_to(&open.target))
+                && ours.get(&open.forward) != Some(&open.target)
+        });
+    }
+
+    /// The listeners of ours.
+    pub fn locals(&self) -> &Locals {
+        &self.inner.locals
+    }
+
+    /// The open sessions.
+    pub fn sessions(&self) -> &Sessions {
+        &self.inner.sessions
+    }
+
+    /// What a channel target leads to at this moment.
+    pub(crate) fn route(&self, channel_target: &str) -> Option<Route> {
+        let routes = self.inner.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        routes.get(channel_target).cloned()
+    }
+
+    /// A place among the connections that may be open; none when all are taken.
+    pub(crate) fn room(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.inner.room).try_acquire_owned().ok()
+    }
+
+    pub(crate) fn never(&self) -> &Never {
+        &self.inner.never
+    }
+
+    pub(crate) fn timing(&self) -> &Timing {
+        &self.inner.timing
+    }
+
+    pub(crate) fn supervisor(&self) -> &Supervisor {
+        &self.inner.supervisor
     }
 
     /// The open connections.
@@ -114,11 +189,11 @@ impl Carrier {
 
     /// Takes a channel that the server opens on the session of `lane`. Returns at once.
     pub fn take(&self, lane: LaneId, open: IncomingChannel) {
-        let route = {
-            let routes = self.inner.routes.lock().unwrap_or_else(PoisonError::into_inner);
-            routes.get(open.target()).cloned()
-        };
-        let Some(route) = route else {
+        if open.target().to_ascii_lowercase().ends_with(DATAGRAMS) {
+            self.take_datagrams(lane, open);
+            return;
+        }
+        let Some(route) = self.route(open.target()) else {
             // The server may name any address; only what we asked for is ever dialled.
             tracing::warn!(
                 asked = open.target(),
@@ -132,7 +207,7 @@ impl Carrier {
             open.reject(RejectReason::ConnectFailed, "tunnel-sidecar is shutting down");
             return;
         }
-        let Ok(room) = Arc::clone(&self.inner.room).try_acquire_owned() else {
+        let Some(room) = self.room() else {
             route.counters.opened(Opened::Limit);
             let limit = self.inner.limit;
             open.reject(
@@ -141,20 +216,98 @@ impl Carrier {
             );
             return;
         };
-        // Entered here and not in the task: a connection that is being made counts, and is closed when its route
-        // goes, like one that is open.
-        let guard = self.inner.connections.enter(lane, &route.forward, &route.dials);
         let carrier = self.clone();
-        self.inner.supervisor.spawn("connection", async move {
-            carrier.carry(open, &route, &guard, room).await
-        });
+        match route.leads.clone() {
+            Leads::Target(dials) => {
+                // Entered here and not in the task: a connection that is being made counts, and is closed when its
+                // route goes, like one that is open.
+                let guard = self.inner.connections.enter(lane, &route.forward, &dials);
+                self.inner.supervisor.spawn("connection", async move {
+                    carrier.carry(open, &route, &dials, &guard).await;
+                    drop(room);
+                });
+            }
+            Leads::Socks(rules) => {
+                self.inner.supervisor.spawn("socks connection", async move {
+                    carrier.carry_socks(lane, open, &route, &rules).await;
+                    drop(room);
+                });
+            }
+        }
     }
 
-    async fn carry(&self, open: IncomingChannel, route: &Route, guard: &Guard, room: OwnedSemaphorePermit) {
+    /// A channel for datagrams is accepted whatever it is for, and kept: see [`hold`].
+    fn take_datagrams(&self, lane: LaneId, open: IncomingChannel) {
+        let key = open.target().to_owned();
+        let known = self.route(&key).is_some();
+        let channel = open.accept();
+        if known {
+            let reverse = Reverse {
+                carrier: self.clone(),
+                lane,
+                key,
+            };
+            self.inner.supervisor.spawn("datagrams", reverse.run(channel));
+        } else {
+            tracing::warn!(
+                asked = key,
+                "datagrams for what is no forward of ours are thrown away"
+            );
+            self.inner.supervisor.spawn("datagrams of nobody", hold(channel));
+        }
+    }
+
+    /// The user says where to only after the channel is accepted, so refusals are told in SOCKS.
+    async fn carry_socks(&self, lane: LaneId, open: IncomingChannel, route: &Route, rules: &Rules) {
+        let mut channel = open.accept();
+        let counters = &route.counters;
+        let asked = tokio::select! {
+            asked = socks::hear(&mut channel) => asked,
+            () = self.inner.supervisor.draining() => return,
+        };
+        let asked = match asked {
+            Ok(asked) => asked,
+            Err(why) => {
+                counters.opened(Opened::TargetFailed);
+                debug!(forward = route.forward, "a user of SOCKS {why}");
+                return;
+            }
+        };
+        let guard = self.inner.connections.enter(lane, &route.forward, &asked.target);
+        let start = Instant::now();
+        let (never, patience) = (&self.inner.never, self.inner.timing.target);
+        let served = tokio::select! {
+            served = socks::serve(&mut channel, &asked, rules, never, patience) => served,
+            () = guard.connection().close.cancelled() => return,
+        };
+        match served {
+            Ok(tcp) => {
+                counters.dial.observe(start.elapsed().as_secs_f64());
+                counters.opened(Opened::Accepted);
+                counters.open.inc();
+                self.copy(channel, tcp, &guard, counters).await;
+                counters.open.dec();
+            }
+            Err(why) => {
+                counters.opened(match &why {
+                    NotServed::NotAllowed(_)
+                    | NotServed::Unreached(Unreached::Forbidden(_) | Unreached::NotAllowed(..)) => {
+                        Opened::Forbidden
+                    }
+                    NotServed::Unreached(_) | NotServed::Incomplete | NotServed::Client(_) => {
+                        Opened::TargetFailed
+                    }
+                });
+                debug!(forward = route.forward, "a user of SOCKS is not connected: {why}");
+            }
+        }
+    }
+
+    async fn carry(&self, open: IncomingChannel, route: &Route, dials: &HostPort, guard: &Guard) {
         let inner = &self.inner;
         let start = Instant::now();
         let reached = tokio::select! {
-            reached = reach(&route.dials, &inner.never, inner.timing.target) => reached,
+            reached = reach(dials, &inner.never, inner.timing.target) => reached,
             () = guard.connection().close.cancelled() => {
                 open.reject(RejectReason::ConnectFailed, "the forward was taken back");
                 return;
@@ -172,7 +325,7 @@ impl Carrier {
             }
             Err(unreached) => {
                 let result = match unreached {
-                    Unreached::Forbidden(_) => Opened::Forbidden,
+                    Unreached::Forbidden(_) | Unreached::NotAllowed(..) => Opened::Forbidden,
                     Unreached::Resolve { .. } | Unreached::Connect { .. } | Unreached::Timeout { .. } => {
                         Opened::TargetFailed
                     }
@@ -182,10 +335,16 @@ impl Carrier {
                 open.reject(RejectReason::ConnectFailed, &unreached.to_string());
             }
         }
-        drop(room);
     }
 
-    async fn copy(&self, channel: Channel, mut tcp: TcpStream, guard: &Guard, counters: &Counters) {
+    /// Copies both ways until either side ends.
+    pub(crate) async fn copy(
+        &self,
+        channel: Channel,
+        mut tcp: TcpStream,
+        guard: &Guard,
+        counters: &Counters,
+    ) {
         let (mut from_server, mut to_server) = tokio::io::split(channel);
         let (mut from_target, mut to_target) = tcp.split();
         let count_in = |bytes| {

@@ -15,11 +15,15 @@ use std::{
 use runtime::{
     cli::Command,
     config::{Env, Problems, nearest},
+    proxy::ProxyEnv,
     telemetry::LogFormat,
 };
 use url::Url;
 
-use crate::{address::HostPort, carrier::MAX_CONNECTIONS, never::Never, targets::Places, timing::Timing};
+use crate::{
+    address::HostPort, carrier::MAX_CONNECTIONS, never::Never, outbound::IdentityFiles, targets::Places,
+    timing::Timing,
+};
 
 /// The command line.
 #[derive(Clone, Debug, Default, clap::Parser)]
@@ -64,6 +68,12 @@ pub struct Flags {
     /// agent-core [env: PIPEOPS_CORE_ADDRESS, default: http://127.0.0.1:7070].
     #[arg(long, global = true)]
     core_address: Option<String>,
+    /// PEM of our certificate for the chisel server's TLS [env: PIPEOPS_CLIENT_CERT_FILE, default: none].
+    #[arg(long, global = true)]
+    client_cert_file: Option<String>,
+    /// PEM of its key [env: PIPEOPS_CLIENT_KEY_FILE, default: none].
+    #[arg(long, global = true)]
+    client_key_file: Option<String>,
     /// How long open connections may finish [env: PIPEOPS_DRAIN_TIMEOUT, default: 25s].
     #[arg(long, global = true)]
     drain_timeout: Option<String>,
@@ -97,6 +107,10 @@ pub struct Config {
     pub addresses_file: Option<PathBuf>,
     /// Where named targets are.
     pub places: Places,
+    /// Our certificate towards the chisel server; its files are read at each connection.
+    pub identity: Option<IdentityFiles>,
+    /// Proxies as the usual variables name them.
+    pub proxies: ProxyEnv,
     /// Connections at a time.
     pub max_connections: usize,
     /// Durations that only tests change.
@@ -104,7 +118,7 @@ pub struct Config {
 }
 
 /// Name of the variable behind each flag, with the default; no default means none is needed.
-const SETTINGS: [(&str, &str, Option<&str>); 13] = [
+const SETTINGS: [(&str, &str, Option<&str>); 15] = [
     ("--log-level", "PIPEOPS_LOG_LEVEL", Some("info")),
     ("--log-format", "PIPEOPS_LOG_FORMAT", Some("text")),
     ("--otlp-endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT", None),
@@ -121,6 +135,8 @@ const SETTINGS: [(&str, &str, Option<&str>); 13] = [
         "PIPEOPS_CORE_ADDRESS",
         Some("http://127.0.0.1:7070"),
     ),
+    ("--client-cert-file", "PIPEOPS_CLIENT_CERT_FILE", None),
+    ("--client-key-file", "PIPEOPS_CLIENT_KEY_FILE", None),
     ("--drain-timeout", "PIPEOPS_DRAIN_TIMEOUT", Some("25s")),
     ("--addresses-file", "PIPEOPS_ADDRESSES_FILE", None),
     (
@@ -208,6 +224,12 @@ impl Config {
         let k8s_proxy = reader.read("k8s-proxy", None, HostPort::from_str);
         let agent_http = reader.read("agent-http", None, HostPort::from_str);
         let host_ip = host_ip(env, &mut reader.problems);
+        let identity = identity(&mut reader, flags);
+        let proxies = ProxyEnv::read(env).unwrap_or_else(|(name, bad)| {
+            // The value stays out: it may hold a password.
+            reader.problems.push(name, format!("from env {name}"), None, bad);
+            ProxyEnv::default()
+        });
         let problems = reader.problems;
         // Every `None` below has left a problem, so the fallback is never what runs.
         let (Some(log_level), Some(log_format), Some(http_listen), Some(grpc_listen)) =
@@ -244,6 +266,8 @@ impl Config {
             drain_timeout,
             addresses_file,
             places,
+            identity,
+            proxies,
             max_connections: MAX_CONNECTIONS,
             timing: Timing::default(),
         })
@@ -299,6 +323,26 @@ fn duration(value: &str) -> Result<Duration, &'static str> {
         Ok(duration)
     } else {
         Err("is below 1s, too short for a goodbye")
+    }
+}
+
+fn identity(reader: &mut Reader<'_>, flags: &Flags) -> Option<IdentityFiles> {
+    let (certificate, key) = (
+        flags.client_cert_file.as_deref(),
+        flags.client_key_file.as_deref(),
+    );
+    let certificate = reader.read("--client-cert-file", certificate, PathBuf::from_str);
+    let key = reader.read("--client-key-file", key, PathBuf::from_str);
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(IdentityFiles { certificate, key }),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => {
+            let reason = "a certificate and its key are given together: set both --client-cert-file and --client-key-file";
+            reader
+                .problems
+                .push("--client-cert-file", "given alone", None, reason);
+            None
+        }
     }
 }
 

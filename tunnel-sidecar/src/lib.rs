@@ -11,11 +11,13 @@
 //!   │        targets       status              carrier ◄── channel ────────────┼──◄  users
 //!   │        never           │                     │                           │
 //!   │                   report, control         reach (DNS, never-list) ───────┼──► local services
+//!   │   users of ours ──► local, datagrams ── sessions ── channel we open ─────┼──► chisel server dials
 //!   └──────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! [`core`] receives the desired state; [`spec`] reads it once into typed parts, with [`targets`] and [`mod@never`]
-//! deciding what may be dialled; [`link`] keeps the sessions; [`carrier`] carries each connection; [`status`] is what
+//! deciding what may be dialled; [`link`] keeps the sessions; [`carrier`] carries each connection, [`datagrams`] each
+//! peer of UDP, [`socks`] who may choose the target, and [`local`] those that begin here; [`status`] is what
 //! everybody outside is told, by [`report`], [`control`], probes and [`metrics`].
 //!
 //! # Invariants
@@ -34,16 +36,24 @@ pub mod config;
 pub mod connections;
 pub mod control;
 pub mod core;
+pub mod datagrams;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod known;
 pub mod link;
+pub mod local;
 pub mod metrics;
 pub mod never;
+pub mod outbound;
 pub mod plan;
 pub mod reach;
 pub mod remotes;
 pub mod report;
 pub mod server;
+pub mod sessions;
+pub mod socks;
 pub mod spec;
+pub mod spelling;
 pub mod status;
 pub mod targets;
 pub mod timing;
@@ -68,11 +78,15 @@ mod tests {
     fn what_is_pure_stays_pure() {
         for (name, text) in [
             ("address", include_str!("address.rs")),
+            ("datagrams::gob", include_str!("datagrams/gob.rs")),
             ("never", include_str!("never.rs")),
             ("plan", include_str!("plan.rs")),
             ("remotes", include_str!("remotes.rs")),
             ("server", include_str!("server.rs")),
+            ("socks::rules", include_str!("socks/rules.rs")),
+            ("socks::wire", include_str!("socks/wire.rs")),
             ("spec", include_str!("spec.rs")),
+            ("spelling", include_str!("spelling.rs")),
             ("targets", include_str!("targets.rs")),
         ] {
             for outside in ["tokio", "Instant", "SystemTime", "std::fs"] {

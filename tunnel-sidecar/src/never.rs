@@ -42,6 +42,11 @@ impl Never {
         }
     }
 
+    /// Whether a port is one of this pod's control ports, so that nothing else may listen on it here.
+    pub fn is_control(&self, port: u16) -> bool {
+        self.ports.contains(&port)
+    }
+
     /// Checks an address that is about to be dialled. `ours` says whether it belongs to this machine; loopback and
     /// unspecified addresses always do.
     ///

@@ -1,8 +1,8 @@
-//! TCP to a target: resolved anew each time, each address checked against the never-list, then dialled as checked.
+//! TCP to a target, or a socket for its datagrams: resolved anew each time, each address checked against the never-list, then dialled as checked.
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -19,6 +19,9 @@ pub enum Unreached {
     /// It leads where nothing may lead.
     #[error(transparent)]
     Forbidden(#[from] Forbidden),
+    /// The owner's rules do not let it.
+    #[error("{0} leads to {1}, which is not in tunnel.socks_targets")]
+    NotAllowed(HostPort, IpAddr),
     /// DNS does not know it.
     #[error("cannot resolve {target}: {source}")]
     Resolve {
@@ -53,17 +56,23 @@ pub enum Unreached {
 /// # Errors
 /// See [`Unreached`].
 pub async fn reach(target: &HostPort, never: &Never, timeout: Duration) -> Result<TcpStream, Unreached> {
+    reach_where(target, never, timeout, |_| true).await
+}
+
+/// The same where each address needs a permission of its own, too.
+///
+/// # Errors
+/// See [`Unreached`].
+pub async fn reach_where(
+    target: &HostPort,
+    never: &Never,
+    timeout: Duration,
+    allowed: impl Fn(IpAddr) -> bool,
+) -> Result<TcpStream, Unreached> {
     let work = async {
-        let resolve = |source| Unreached::Resolve {
-            target: target.clone(),
-            source,
-        };
-        let found = lookup_host((target.host(), target.port()))
-            .await
-            .map_err(resolve)?;
-        let addresses: Vec<SocketAddr> = found.collect();
-        for address in &addresses {
-            never.check(*address, is_ours)?;
+        let addresses = resolve(target, never).await?;
+        if let Some(address) = addresses.iter().find(|address| !allowed(address.ip())) {
+            return Err(Unreached::NotAllowed(target.clone(), address.ip()));
         }
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in addresses {
@@ -86,6 +95,61 @@ pub async fn reach(target: &HostPort, never: &Never, timeout: Duration) -> Resul
             after: timeout,
         })
     })
+}
+
+/// A socket that exchanges datagrams with `target` and with nobody else.
+///
+/// # Errors
+/// See [`Unreached`].
+pub async fn reach_datagrams(
+    target: &HostPort,
+    never: &Never,
+    timeout: Duration,
+) -> Result<tokio::net::UdpSocket, Unreached> {
+    let work = async {
+        let addresses = resolve(target, never).await?;
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for address in addresses {
+            let own: SocketAddr = if address.is_ipv4() {
+                (Ipv4Addr::UNSPECIFIED, 0).into()
+            } else {
+                (Ipv6Addr::UNSPECIFIED, 0).into()
+            };
+            let connected = async {
+                let socket = tokio::net::UdpSocket::bind(own).await?;
+                socket.connect(address).await.map(|()| socket)
+            };
+            match connected.await {
+                Ok(socket) => return Ok(socket),
+                Err(error) => last = error,
+            }
+        }
+        Err(Unreached::Connect {
+            target: target.clone(),
+            source: last,
+        })
+    };
+    tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
+        Err(Unreached::Timeout {
+            target: target.clone(),
+            after: timeout,
+        })
+    })
+}
+
+/// All addresses of `target`, none of them forbidden.
+async fn resolve(target: &HostPort, never: &Never) -> Result<Vec<SocketAddr>, Unreached> {
+    let found = lookup_host((target.host(), target.port()))
+        .await
+        .map_err(|source| Unreached::Resolve {
+            target: target.clone(),
+            source,
+        })?;
+    let addresses: Vec<SocketAddr> = found.collect();
+    for address in &addresses {
+        never.check(*address, is_ours)?;
+    }
+    Ok(addresses)
 }
 
 /// Whether an address belongs to this machine: only then can a socket be bound to it.

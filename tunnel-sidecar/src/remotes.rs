@@ -1,25 +1,63 @@
 //! Forwards as the chisel server is asked for them.
 //!
-//! The server listens and, for each connection, opens a channel that repeats the remote's address as we gave it. We
+//! Reversed: the server listens and, for each connection, opens a channel that repeats the remote's address as we gave it. We
 //! give the forward's *name* there: the answer then says which forward is meant even when two lead to the same
-//! target, a target can change without a new session, and the server learns no address of the cluster.
+//! target, a target can change without a new session, and the server learns no address of the cluster. For the same
+//! reason a reversed SOCKS is asked for as a plain remote: the server behaves the same, and each has a name.
+//!
+//! Local: we listen, and the server dials what the channel names.
 
 use chisel_ssh::chisel::{Protocol, Remote};
 
-/// Where chisel listens when a remote names no host.
-const ANY_HOST: &str = "0.0.0.0";
+use crate::spelling::{ANY_HOST, Dials, LOOPBACK, Spelling};
+
 /// Longest name of a forward; it becomes a host name in the protocol and a label of metrics.
 const MAX_NAME: usize = 63;
 
-/// What the server is asked to listen on for one forward.
+/// The listener of one forward.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Listen {
     /// Name of the forward.
     pub name: String,
-    /// Listening host on the server.
+    /// Listening host, IPv6 in brackets.
     pub host: String,
-    /// Listening port on the server.
+    /// Listening port.
     pub port: u16,
+    /// Who listens, and for what.
+    pub shape: Shape,
+}
+
+/// Who listens, and for what.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Shape {
+    /// The server, for connections.
+    #[default]
+    Tcp,
+    /// The server, for datagrams.
+    Udp,
+    /// The server, for users of a SOCKS5 server that runs here.
+    Socks,
+    /// We, for connections; the server dials.
+    LocalTcp(Dials),
+    /// We, for datagrams; the server sends them on.
+    LocalUdp(Dials),
+}
+
+impl Shape {
+    /// Whether the listener is ours and not the server's.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp | Self::Udp | Self::Socks => false,
+            Self::LocalTcp(_) | Self::LocalUdp(_) => true,
+        }
+    }
+
+    fn protocol(&self) -> Protocol {
+        match self {
+            Self::Tcp | Self::Socks | Self::LocalTcp(_) => Protocol::Tcp,
+            Self::Udp | Self::LocalUdp(_) => Protocol::Udp,
+        }
+    }
 }
 
 /// Why a forward cannot be asked for.
@@ -38,10 +76,16 @@ pub enum BadForward {
     #[error("remote port {0} is not between 1 and 65535")]
     Port(u32),
     /// The host is not one.
-    #[error("the listening address {0:?} is no host the server could bind")]
+    #[error("the listening address {0:?} is no host that could be bound")]
     Host(String),
+    /// The protocol is unknown.
+    #[error("the protocol {0:?} is unknown: tcp or udp, in lower case")]
+    Protocol(String),
+    /// One of this pod's own ports.
+    #[error("port {0} belongs to the agent itself, so no forward can listen on it here")]
+    OwnPort(u16),
     /// Another forward has the port.
-    #[error("remote port {port} is taken by forward {by:?}")]
+    #[error("port {port} is taken by forward {by:?}")]
     PortTaken {
         /// The port.
         port: u16,
@@ -75,6 +119,7 @@ impl Listen {
                 name: name.to_owned(),
                 host: format!("[{bare}]"),
                 port,
+                shape: Shape::Tcp,
             });
         }
         if bare.len() != host.len() || !host.bytes().all(letter) {
@@ -84,7 +129,30 @@ impl Listen {
             name: name.to_owned(),
             host: host.to_owned(),
             port,
+            shape: Shape::Tcp,
         })
+    }
+
+    /// The same listener for something else.
+    #[must_use]
+    pub fn with(self, shape: Shape) -> Self {
+        Self { shape, ..self }
+    }
+
+    /// The listener of a remote that chisel's spelling describes.
+    ///
+    /// # Errors
+    /// Why it cannot be asked for.
+    pub fn spelled(spelling: &Spelling) -> Result<Self, BadForward> {
+        let shape = match (spelling.reverse, spelling.protocol, &spelling.dials) {
+            (true, Protocol::Udp, _) => Shape::Udp,
+            (true, Protocol::Tcp, Dials::Socks) => Shape::Socks,
+            (true, Protocol::Tcp, Dials::Address { .. }) => Shape::Tcp,
+            (false, Protocol::Tcp, dials) => Shape::LocalTcp(dials.clone()),
+            (false, Protocol::Udp, dials) => Shape::LocalUdp(dials.clone()),
+        };
+        let port = u32::from(spelling.listen_port);
+        Ok(Self::new(&spelling.name(), &spelling.listen_host, port)?.with(shape))
     }
 
     /// Checks it against those before it: two listeners that overlap would drop the whole session (measured with
@@ -108,32 +176,64 @@ impl Listen {
     /// Whether both cannot be bound at the same time.
     pub fn overlaps(&self, other: &Self) -> bool {
         let any = |host: &str| host == ANY_HOST || host == "[::]";
-        self.port == other.port && (self.host == other.host || any(&self.host) || any(&other.host))
+        let bare = |host: &str| if host == "localhost" { LOOPBACK } else { host }.to_owned();
+        if self.shape.is_local() != other.shape.is_local() || self.shape.protocol() != other.shape.protocol()
+        {
+            return false;
+        }
+        self.port == other.port
+            && (bare(&self.host) == bare(&other.host) || any(&self.host) || any(&other.host))
     }
 
     /// What stands in the session's config.
     pub fn remote(&self) -> Remote {
+        let (remote_host, remote_port, socks) = match &self.shape {
+            Shape::Tcp | Shape::Udp | Shape::Socks => (self.name.clone(), self.port, false),
+            Shape::LocalTcp(dials) | Shape::LocalUdp(dials) => match dials {
+                Dials::Address { host, port } => (host.clone(), *port, false),
+                Dials::Socks => (String::new(), 0, true),
+            },
+        };
         Remote {
             local_host: self.host.clone(),
             local_port: self.port,
-            remote_host: self.name.clone(),
-            remote_port: self.port,
-            protocol: Protocol::Tcp,
-            socks: false,
-            reverse: true,
+            remote_host,
+            remote_port,
+            protocol: self.shape.protocol(),
+            socks,
+            reverse: !self.shape.is_local(),
         }
     }
 
-    /// What the server names when it opens a channel for this forward.
+    /// What a channel of this forward names: the server's, or ours when we open it.
     pub fn channel_target(&self) -> String {
-        format!("{}:{}", self.name, self.port)
+        match &self.shape {
+            Shape::Tcp | Shape::Socks => format!("{}:{}", self.name, self.port),
+            Shape::Udp => format!("{}:{}/udp", self.name, self.port),
+            Shape::LocalTcp(dials) => dials.to_string(),
+            Shape::LocalUdp(dials) => format!("{dials}/udp"),
+        }
     }
 
     /// Whether a refusal of the server means this forward. The server writes `R:24921=>…` (leaving out the host
-    /// when it is 0.0.0.0) when it cannot listen, and `R:0.0.0.0:3921` when its rules deny it.
+    /// when it is 0.0.0.0, and with `/udp` at the end) when it cannot listen, and `R:0.0.0.0:3921` when its rules
+    /// deny it; for a forward that listens here it writes what it would have to dial.
     pub fn is_named_by(&self, remote: &str) -> bool {
-        let local = remote.strip_prefix("R:").unwrap_or(remote);
-        let local = local.split_once("=>").map_or(local, |(local, _)| local);
+        let local = match (&self.shape, remote.strip_prefix("R:")) {
+            (Shape::LocalTcp(dials) | Shape::LocalUdp(dials), None) => {
+                return match dials {
+                    Dials::Address { .. } => remote == dials.to_string(),
+                    Dials::Socks => remote == ":",
+                };
+            }
+            (Shape::LocalTcp(_) | Shape::LocalUdp(_), Some(_)) => return false,
+            (Shape::Tcp | Shape::Udp | Shape::Socks, stripped) => stripped.unwrap_or(remote),
+        };
+        let local = match local.split_once("=>") {
+            Some((local, dials)) if dials.ends_with("/udp") == (self.shape == Shape::Udp) => local,
+            Some(_) => return false,
+            None => local,
+        };
         match local.rsplit_once(':') {
             Some((host, port)) => port.parse() == Ok(self.port) && host == self.host,
             None => local.parse() == Ok(self.port) && self.host == ANY_HOST,
@@ -198,6 +298,85 @@ mod tests {
         assert!(listen("a", "::", 80).is_named_by("R:[::]:80=>a:80"));
         assert!(!listen("a", "", 24921).is_named_by("R:24922=>24921"));
         assert!(!listen("a", "127.0.0.1", 80).is_named_by("R:80=>a:80"));
+    }
+
+    fn spelled(text: &str) -> Listen {
+        Listen::spelled(&text.parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_shape_is_asked_for_as_chisel_does() {
+        let json = |text: &str| {
+            let json = chisel_ssh::chisel::config_json(&[spelled(text).remote()]);
+            let config: serde_json::Value = serde_json::from_slice(&json).unwrap();
+            let remote = &config["Remotes"][0];
+            let text = |name: &str| remote[name].as_str().unwrap().to_owned();
+            let flag = |name: &str| remote[name].as_bool().unwrap();
+            (
+                format!(
+                    "{}:{}/{}",
+                    text("LocalHost"),
+                    text("LocalPort"),
+                    text("LocalProto")
+                ),
+                format!(
+                    "{}:{}/{}",
+                    text("RemoteHost"),
+                    text("RemotePort"),
+                    text("RemoteProto")
+                ),
+                flag("Socks"),
+                flag("Reverse"),
+            )
+        };
+        let wanted =
+            |local: &str, remote: &str, socks, reverse| (local.to_owned(), remote.to_owned(), socks, reverse);
+        assert_eq!(
+            json("R:80/udp"),
+            wanted("0.0.0.0:80/udp", "remote-80-udp:80/udp", false, true)
+        );
+        assert_eq!(
+            json("R:socks"),
+            wanted("127.0.0.1:1080/tcp", "remote-1080:1080/tcp", false, true)
+        );
+        assert_eq!(
+            json("3000:db:5432"),
+            wanted("127.0.0.1:3000/tcp", "db:5432/tcp", false, false)
+        );
+        assert_eq!(
+            json("3000:[::1]:53/udp"),
+            wanted("127.0.0.1:3000/udp", "[::1]:53/udp", false, false)
+        );
+        assert_eq!(json("socks"), wanted("127.0.0.1:1080/tcp", ":/tcp", true, false));
+        for (text, target) in [
+            ("R:80/udp", "remote-80-udp:80/udp"),
+            ("R:socks", "remote-1080:1080"),
+            ("3000:db:5432", "db:5432"),
+            ("53:[::1]:53/udp", "[::1]:53/udp"),
+            ("socks", "socks"),
+        ] {
+            assert_eq!(spelled(text).channel_target(), target, "{text}");
+        }
+    }
+
+    #[test]
+    fn protocols_and_sides_do_not_get_in_each_others_way() {
+        let first = [spelled("R:53:a:53"), spelled("5353:a:53")];
+        assert_eq!(spelled("R:53/udp").fits(&first), Ok(()));
+        assert_eq!(spelled("R:5353:b:1").fits(&first), Ok(()));
+        assert!(spelled("localhost:5353:b:1").fits(&first).is_err());
+        assert!(spelled("R:10.0.0.1:53:b:1").fits(&first).is_err());
+    }
+
+    #[test]
+    fn refusals_find_forwards_of_every_shape() {
+        assert!(spelled("R:53/udp").is_named_by("R:53=>remote-53-udp:53/udp"));
+        assert!(spelled("R:53/udp").is_named_by("R:0.0.0.0:53"));
+        assert!(!spelled("R:53:a:53").is_named_by("R:53=>remote-53-udp:53/udp"));
+        assert!(spelled("3000:db:5432").is_named_by("db:5432"));
+        assert!(!spelled("3000:db:5432").is_named_by("R:0.0.0.0:3000"));
+        assert!(spelled("socks").is_named_by(":"));
+        assert!(!spelled("R:3000:db:5432").is_named_by("db:5432"));
     }
 
     proptest! {

@@ -7,13 +7,18 @@ use std::{collections::BTreeSet, fmt, net::IpAddr, time::Duration};
 
 use chisel_ssh::Fingerprint;
 use proto::v1::TunnelSpec;
-use runtime::secret::{ExposeSecret as _, SecretString, same};
+use runtime::{
+    proxy::Proxy,
+    secret::{ExposeSecret as _, SecretString, same},
+};
 
 use crate::{
     address::HostPort,
     never::Never,
-    remotes::Listen,
+    remotes::{BadForward, Listen, Shape},
     server::Server,
+    socks::rules::Rules,
+    spelling::{Dials, Spelling},
     targets::{Permits, Places, Target, resolve},
 };
 
@@ -73,16 +78,40 @@ pub struct Link {
     pub ca_pem: Vec<u8>,
     /// The owner accepts a link that proves nothing.
     pub allow_insecure: bool,
+    /// `Host` header, when it is not the server's own.
+    pub hostname: Option<String>,
+    /// Name in the TLS handshake, when it is neither.
+    pub tls_server_name: Option<String>,
+    /// Any certificate is taken.
+    pub any_certificate: bool,
+    /// How the server is reached.
+    pub proxy: Via,
+    /// Further headers of the upgrade request.
+    pub headers: Vec<(String, SecretString)>,
 }
+
+/// How the server is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// As the variables of this process say.
+    Environment,
+    /// Directly, whatever they say.
+    Direct,
+    /// Through this proxy.
+    Proxy(Proxy),
+}
+
+/// How a spec says [`Via::Direct`].
+const NO_PROXY: &str = "none";
 
 /// One forward.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Forward {
     /// Its name.
     pub name: String,
-    /// The port on the server as it was written.
+    /// The listening port as it was written.
     pub port: u32,
-    /// The target as it was written.
+    /// The target as it was written, or the whole remote in chisel's spelling.
     pub target: String,
     /// What to ask the server for and what to dial, or why not.
     pub way: Result<Way, String>,
@@ -91,10 +120,42 @@ pub struct Forward {
 /// Both ends of a forward that may be held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Way {
-    /// At the server.
+    /// The listener.
     pub listen: Listen,
-    /// In the cluster.
-    pub target: Target,
+    /// The other end.
+    pub goal: Goal,
+}
+
+/// The end that is dialled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// In the cluster, by us.
+    Target(Target),
+    /// What users of SOCKS ask for, within the owner's rules.
+    Socks(Rules),
+    /// What the listener names, by the server.
+    Server,
+}
+
+impl Way {
+    /// The target, if it is one that we dial.
+    pub fn target(&self) -> Option<&Target> {
+        match &self.goal {
+            Goal::Target(target) => Some(target),
+            Goal::Socks(_) | Goal::Server => None,
+        }
+    }
+
+    /// What is dialled, for people.
+    pub fn dials(&self) -> String {
+        match (&self.goal, &self.listen.shape) {
+            (Goal::Target(target), _) => target.dials.to_string(),
+            (Goal::Server, Shape::LocalTcp(dials) | Shape::LocalUdp(dials)) => {
+                format!("{dials}, by the server")
+            }
+            (Goal::Socks(_) | Goal::Server, _) => "what users of SOCKS ask for".to_owned(),
+        }
+    }
 }
 
 /// Pings.
@@ -120,7 +181,7 @@ pub fn read(spec: &TunnelSpec, places: &Places, never: &Never, ours: impl Fn(IpA
         Ok(link) => link,
         Err((server, reason)) => return Desired::Refused { reason, server },
     };
-    if spec.forwards.is_empty() {
+    if spec.forwards.is_empty() && spec.remotes.is_empty() {
         return Desired::Idle {
             reason: "the spec names no forwards".to_owned(),
         };
@@ -138,25 +199,36 @@ pub fn read(spec: &TunnelSpec, places: &Places, never: &Never, ours: impl Fn(IpA
         kubelet_metrics: spec.kubelet_metrics,
         allowed,
     };
+    let (socks, unreadable) = Rules::read(&spec.socks_targets);
+    for (entry, why) in unreadable {
+        tracing::warn!(
+            entry,
+            "an entry of tunnel.socks_targets {why}, so it allows nothing"
+        );
+    }
+    let reader = Reader {
+        places,
+        never,
+        permits,
+        socks,
+        ours: &ours,
+    };
     let mut listens = Vec::new();
     let mut forwards = Vec::new();
-    for wanted in &spec.forwards {
-        let way = if forwards.len() < MAX_FORWARDS {
-            way(wanted, &listens, |target| {
-                resolve(target, places, &permits, never, &ours).map_err(|refusal| refusal.to_string())
-            })
-        } else {
-            Err(format!("more than {MAX_FORWARDS} forwards in one spec"))
-        };
-        if let Ok(way) = &way {
+    let named = spec.forwards.iter().map(|wanted| reader.named(wanted));
+    let spelled = spec.remotes.iter().map(|text| reader.spelled(text));
+    for mut forward in named.chain(spelled) {
+        if forwards.len() >= MAX_FORWARDS {
+            forward.way = Err(format!("more than {MAX_FORWARDS} forwards in one spec"));
+        }
+        forward.way = forward.way.and_then(|way| {
+            way.listen.fits(&listens).map_err(|bad| bad.to_string())?;
+            Ok(way)
+        });
+        if let Ok(way) = &forward.way {
             listens.push(way.listen.clone());
         }
-        forwards.push(Forward {
-            name: wanted.name.clone(),
-            port: wanted.remote_port,
-            target: wanted.target.clone(),
-            way,
-        });
+        forwards.push(forward);
     }
     Desired::Tunnel(Box::new(Tunnel {
         link,
@@ -173,18 +245,102 @@ pub fn read(spec: &TunnelSpec, places: &Places, never: &Never, ours: impl Fn(IpA
     }))
 }
 
-fn way(
-    wanted: &proto::v1::Forward,
-    earlier: &[Listen],
-    resolve: impl FnOnce(&str) -> Result<Target, String>,
-) -> Result<Way, String> {
-    let listen =
-        Listen::new(&wanted.name, &wanted.remote_host, wanted.remote_port).map_err(|bad| bad.to_string())?;
-    listen.fits(earlier).map_err(|bad| bad.to_string())?;
-    Ok(Way {
-        listen,
-        target: resolve(&wanted.target)?,
-    })
+/// How the target of a named forward says that its users choose.
+const SOCKS: &str = "socks";
+
+/// What every forward is read with.
+struct Reader<'a> {
+    places: &'a Places,
+    never: &'a Never,
+    permits: Permits,
+    socks: Rules,
+    ours: &'a dyn Fn(IpAddr) -> bool,
+}
+
+impl Reader<'_> {
+    /// A forward by name, port and target; the server listens.
+    fn named(&self, wanted: &proto::v1::Forward) -> Forward {
+        let way = || {
+            let listen = Listen::new(&wanted.name, &wanted.remote_host, wanted.remote_port)?;
+            let listen = match wanted.protocol.as_str() {
+                "" | "tcp" if wanted.target.trim() == SOCKS => listen.with(Shape::Socks),
+                "" | "tcp" => listen,
+                "udp" => listen.with(Shape::Udp),
+                other => return Err(BadForward::Protocol(other.to_owned())),
+            };
+            Ok(listen)
+        };
+        let way = way()
+            .map_err(|bad| bad.to_string())
+            .and_then(|listen| self.way(listen, &wanted.target, &self.permits));
+        Forward {
+            name: wanted.name.clone(),
+            port: wanted.remote_port,
+            target: wanted.target.clone(),
+            way,
+        }
+    }
+
+    /// A forward in chisel's spelling. The owner wrote it, so its target needs no second permission.
+    fn spelled(&self, text: &str) -> Forward {
+        let refused = |name: String, why: String| Forward {
+            name,
+            port: 0,
+            target: text.to_owned(),
+            way: Err(why),
+        };
+        let spelling: Spelling = match text.parse() {
+            Ok(spelling) => spelling,
+            Err(bad) => return refused(text.to_owned(), format!("tunnel.remotes: {text:?} {bad}")),
+        };
+        let listen = match Listen::spelled(&spelling) {
+            Ok(listen) => listen,
+            Err(bad) => return refused(spelling.name(), format!("tunnel.remotes: {text:?}: {bad}")),
+        };
+        let mut permits = self.permits.clone();
+        let dials = spelling.dials.to_string();
+        if let Dials::Address { host, port } = &spelling.dials {
+            permits.allowed.extend(HostPort::new(host, *port));
+        }
+        let (name, port) = (listen.name.clone(), u32::from(listen.port));
+        let way = self.way(listen, &dials, &permits);
+        Forward {
+            name,
+            port,
+            target: text.to_owned(),
+            way,
+        }
+    }
+
+    fn way(&self, listen: Listen, target: &str, permits: &Permits) -> Result<Way, String> {
+        let goal = match listen.shape {
+            Shape::Tcp | Shape::Udp => {
+                let found = resolve(target, self.places, permits, self.never, |ip| (self.ours)(ip));
+                Goal::Target(found.map_err(|refusal| refusal.to_string())?)
+            }
+            Shape::Socks if self.socks.is_empty() => {
+                return Err(
+                    "SOCKS is off: list where its users may go in tunnel.socks_targets, for example *.svc.cluster.local:443"
+                        .to_owned(),
+                );
+            }
+            Shape::Socks => Goal::Socks(self.socks.clone()),
+            Shape::LocalTcp(_) | Shape::LocalUdp(_) => {
+                let Places {
+                    kubernetes_api,
+                    k8s_proxy,
+                    agent_http,
+                    ..
+                } = self.places;
+                let doors = [kubernetes_api, k8s_proxy, agent_http];
+                if self.never.is_control(listen.port) || doors.iter().any(|door| door.port() == listen.port) {
+                    return Err(BadForward::OwnPort(listen.port).to_string());
+                }
+                Goal::Server
+            }
+        };
+        Ok(Way { listen, goal })
+    }
 }
 
 fn allow_list(texts: &[String]) -> (BTreeSet<HostPort>, Vec<&str>) {
@@ -216,7 +372,22 @@ impl Link {
             .credentials
             .split_once(':')
             .unwrap_or((&spec.credentials, ""));
+        let proxy = match spec.proxy.trim() {
+            "" => Via::Environment,
+            NO_PROXY => Via::Direct,
+            url => Via::Proxy(Proxy::parse(url).map_err(|bad| refuse(format!("tunnel.proxy: {bad}")))?),
+        };
+        let text = |text: &str| (!text.trim().is_empty()).then(|| text.trim().to_owned());
         let link = Self {
+            hostname: text(&spec.hostname),
+            tls_server_name: text(&spec.tls_server_name),
+            any_certificate: spec.tls_skip_verify_i_know_it_is_insecure,
+            proxy,
+            headers: spec
+                .headers
+                .iter()
+                .map(|header| (header.name.clone(), SecretString::from(header.value.clone())))
+                .collect(),
             user: user.to_owned(),
             password: SecretString::from(password),
             fingerprint,
@@ -230,10 +401,19 @@ impl Link {
 
     /// Credentials leave the pod only over verified TLS, or over chisel with a matching fingerprint.
     fn trusted(&self) -> Result<(), String> {
-        if self.server.tls() || self.server.loopback() || self.allow_insecure {
+        // Through a proxy elsewhere, this machine's address means that one's.
+        let elsewhere = matches!(&self.proxy, Via::Proxy(proxy) if !proxy.is_loopback());
+        let verified = self.server.tls() && !self.any_certificate;
+        if verified || self.server.loopback() && !elsewhere || self.allow_insecure {
             return Ok(());
         }
         let server = &self.server;
+        if self.any_certificate && self.server.tls() && self.fingerprint.is_none() {
+            return Err(format!(
+                "{server} may show any certificate and no fingerprint is pinned, so anybody between could read the \
+                 credentials: name its CA in tunnel.ca_file, or set tunnel.fingerprint, or tunnel.allow_insecure: true"
+            ));
+        }
         match &self.fingerprint {
             Some(Fingerprint::Sha256(_)) => Ok(()),
             // A short prefix of MD5 can be hit by trying keys, so it proves nothing without TLS.
@@ -257,6 +437,22 @@ impl PartialEq for Link {
             && same(&password(self), &password(other))
             && self.fingerprint == other.fingerprint
             && self.ca_pem == other.ca_pem
+            && self.hostname == other.hostname
+            && self.tls_server_name == other.tls_server_name
+            && self.any_certificate == other.any_certificate
+            && self.proxy == other.proxy
+            && self.headers.len() == other.headers.len()
+            && self
+                .headers
+                .iter()
+                .zip(&other.headers)
+                .all(|((name, value), (other, theirs))| {
+                    name == other
+                        && same(
+                            value.expose_secret().as_bytes(),
+                            theirs.expose_secret().as_bytes(),
+                        )
+                })
             && self.allow_insecure == other.allow_insecure
     }
 }

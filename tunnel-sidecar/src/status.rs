@@ -6,10 +6,14 @@ use std::{
 };
 
 use prost_types::Timestamp;
-use proto::v1::{ForwardState, ForwardStatus, SessionState, TunnelStatus};
+use proto::v1::{ForwardKind, ForwardState, ForwardStatus, SessionState, TunnelStatus};
 use tokio::sync::watch;
 
-use crate::metrics::{Counters, Opened};
+use crate::{
+    metrics::{Counters, Opened},
+    remotes::{Listen, Shape},
+    spelling::Dials,
+};
 
 /// The sessions, seen as one.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,6 +56,7 @@ impl Row {
                 row.port,
                 row.target.clone(),
                 row.dials.clone(),
+                row.listen.clone(),
                 row.state,
                 row.reason.clone(),
             )
@@ -81,12 +86,14 @@ impl Default for Session {
 pub struct Row {
     /// Its name.
     pub name: String,
-    /// Port on the server.
+    /// Listening port as it was written.
     pub port: u32,
     /// The target as written.
     pub target: String,
     /// What is dialled for it.
     pub dials: String,
+    /// Its listener; none for a forward that is not held.
+    pub listen: Option<Listen>,
     /// What became of it.
     pub state: ForwardState,
     /// Why.
@@ -196,5 +203,22 @@ fn forward(row: &Row) -> ForwardStatus {
             .as_ref()
             .map_or(0, |counters| counters.bytes_out.get()),
         since: Some(Timestamp::from(row.since)),
+        kind: row.listen.as_ref().map_or(ForwardKind::Unspecified, kind).into(),
+        listens: row
+            .listen
+            .as_ref()
+            .map(|listen| format!("{}:{}", listen.host, listen.port))
+            .unwrap_or_default(),
+    }
+}
+
+fn kind(listen: &Listen) -> ForwardKind {
+    match &listen.shape {
+        Shape::Tcp => ForwardKind::ReverseTcp,
+        Shape::Udp => ForwardKind::ReverseUdp,
+        Shape::Socks => ForwardKind::ReverseSocks,
+        Shape::LocalTcp(Dials::Address { .. }) => ForwardKind::LocalTcp,
+        Shape::LocalTcp(Dials::Socks) => ForwardKind::LocalSocks,
+        Shape::LocalUdp(_) => ForwardKind::LocalUdp,
     }
 }

@@ -123,6 +123,8 @@ pub(crate) const SIBLING_VARIABLES: &[&str] = &[
     "PIPEOPS_KUBE_CA_FILE",
     "PIPEOPS_POLICY_FILE",
     "PIPEOPS_AUDIT",
+    "PIPEOPS_CLIENT_CERT_FILE",
+    "PIPEOPS_CLIENT_KEY_FILE",
     "PIPEOPS_GIT_COMMIT",
 ];
 
@@ -255,6 +257,16 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("tunnel.allowed_targets").shape(Shape::List),
     Key::new("tunnel.raw_kubernetes_api").shape(Shape::Switch),
     Key::new("tunnel.kubelet_metrics").shape(Shape::Switch),
+    Key::new("tunnel.remotes").shape(Shape::List),
+    Key::new("tunnel.socks_targets").shape(Shape::List),
+    Key::new("tunnel.hostname"),
+    Key::new("tunnel.tls_server_name"),
+    Key::new("tunnel.tls_skip_verify_i_know_it_is_insecure").shape(Shape::Switch),
+    // A proxy's URL and a header's value may hold a password.
+    Key::new("tunnel.proxy").secret(),
+    Key::new("tunnel.proxy_file"),
+    Key::new("tunnel.headers").shape(Shape::Map).secret(),
+    Key::new("tunnel.headers_file"),
     Key::new("tunnel.ping_interval"),
     Key::new("tunnel.ping_timeout"),
     // What k8s-proxy is told.

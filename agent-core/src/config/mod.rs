@@ -20,6 +20,7 @@ use runtime::{
 };
 use url::Url;
 
+pub(crate) mod chisel;
 pub(crate) mod keys;
 mod parts;
 pub(crate) mod raw;
@@ -29,7 +30,8 @@ mod tests;
 mod types;
 
 pub use self::{
-    parts::{DialConfig, Digest, DoorToken, ForwardConfig, Mode, ProxyConfig, TunnelConfig},
+    chisel::ChiselConfig,
+    parts::{DialConfig, Digest, DoorToken, ForwardConfig, Mode, Protocol, ProxyConfig, TunnelConfig},
     read::Effective,
     types::{
         Config, ControlPlaneConfig, IdentityConfig, KubernetesConfig, PodConfig, ServerConfig, StateBackend,

@@ -9,7 +9,7 @@ use runtime::{
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::{TokenSource, read::Reader};
+use super::{ChiselConfig, TokenSource, chisel::chisel, read::Reader};
 
 /// Between two polls (seed 003: as often as heartbeats).
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
@@ -49,6 +49,8 @@ pub struct TunnelConfig {
     pub ping_timeout: Duration,
     /// `localhost:6443` and `localhost:10250` mean the cluster's.
     pub in_cluster: bool,
+    /// Remotes in chisel's spelling, and how its server is reached.
+    pub chisel: ChiselConfig,
 }
 
 /// One forward the owner offers.
@@ -60,6 +62,28 @@ pub struct ForwardConfig {
     pub target: String,
     /// Fixed port on the server; zero lets the control plane choose.
     pub remote_port: u16,
+    /// `tcp` or `udp`.
+    pub protocol: Protocol,
+}
+
+/// What a forward carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Protocol {
+    /// Connections.
+    #[default]
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl Protocol {
+    /// As the sidecar is told.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
 }
 
 /// What k8s-proxy is told.
@@ -142,8 +166,12 @@ pub(super) fn pem(reader: &mut Reader<'_>, path: &'static str) -> Option<Vec<u8>
 }
 
 pub(super) fn tunnel(reader: &mut Reader<'_>, in_cluster: bool) -> TunnelConfig {
+    let chisel = chisel(reader);
+    let server = reader.text("tunnel.server");
     let forwards = match reader.list("tunnel.forwards") {
         Some(items) => forwards(reader, items),
+        // A server of the owner's gives no ports to the default ones.
+        None if server.is_some() && !chisel.remotes.is_empty() => Vec::new(),
         None => default_forwards(),
     };
     let credentials = match reader.path("tunnel.credentials_file") {
@@ -153,7 +181,6 @@ pub(super) fn tunnel(reader: &mut Reader<'_>, in_cluster: bool) -> TunnelConfig 
     if let Some(Err(reason)) = credentials.as_ref().map(TokenSource::read) {
         reader.fault("tunnel.credentials_file", reason);
     }
-    let server = reader.text("tunnel.server");
     if server.is_some() && forwards.iter().any(|forward| forward.remote_port == 0) {
         reader.fault(
             "tunnel.server",
@@ -176,6 +203,7 @@ pub(super) fn tunnel(reader: &mut Reader<'_>, in_cluster: bool) -> TunnelConfig 
         ping_interval: reader.duration_or("tunnel.ping_interval", Duration::ZERO, true),
         ping_timeout: reader.duration_or("tunnel.ping_timeout", Duration::ZERO, true),
         in_cluster,
+        chisel,
     }
 }
 
@@ -186,6 +214,7 @@ fn default_forwards() -> Vec<ForwardConfig> {
             name: name.to_owned(),
             target: name.to_owned(),
             remote_port: 0,
+            protocol: Protocol::Tcp,
         })
         .into()
 }
@@ -204,6 +233,17 @@ fn forwards(reader: &mut Reader<'_>, items: Vec<Value>) -> Vec<ForwardConfig> {
             .as_u64()
             .or_else(|| port.as_str()?.parse().ok())
             .and_then(|p| u16::try_from(p).ok());
+        let protocol = match text(&mut map, "protocol").as_deref() {
+            None | Some("tcp") => Protocol::Tcp,
+            Some("udp") => Protocol::Udp,
+            Some(_) => {
+                reader.fault(
+                    PATH,
+                    format_args!("entry {index}: protocol is neither tcp nor udp"),
+                );
+                Protocol::Tcp
+            }
+        };
         match (name, target, port) {
             (Some(name), Some(target), Some(remote_port)) => {
                 if forwards.iter().any(|known| known.name == name) {
@@ -213,6 +253,7 @@ fn forwards(reader: &mut Reader<'_>, items: Vec<Value>) -> Vec<ForwardConfig> {
                     name,
                     target,
                     remote_port,
+                    protocol,
                 });
             }
             (None, _, _) => reader.fault(PATH, format_args!("entry {index} has no name")),
@@ -224,7 +265,7 @@ fn forwards(reader: &mut Reader<'_>, items: Vec<Value>) -> Vec<ForwardConfig> {
             PATH,
             index,
             &map,
-            &["name", "local_addr", "target", "remote_port"],
+            &["name", "local_addr", "target", "remote_port", "protocol"],
         );
     }
     forwards

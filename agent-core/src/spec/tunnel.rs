@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use proto::v1::{Forward, TunnelSpec};
+use proto::v1::{Forward, Header, TunnelSpec};
 use runtime::{dial::url_is_loopback, secret::ExposeSecret as _};
 use url::Url;
 
@@ -26,6 +26,10 @@ pub(crate) fn fixed(config: &TunnelConfig) -> Option<TunnelSpec> {
         Some(Ok(credentials)) => credentials.expose_secret().to_owned(),
         Some(Err(reason)) => return Some(off(config, format!("tunnel.credentials_file: {reason}"))),
     };
+    let base = match base(config) {
+        Ok(base) => base,
+        Err(reason) => return Some(off(config, reason)),
+    };
     Some(TunnelSpec {
         enabled: true,
         reason: "tunnel.server is set by the owner".to_owned(),
@@ -33,7 +37,7 @@ pub(crate) fn fixed(config: &TunnelConfig) -> Option<TunnelSpec> {
         credentials,
         fingerprint: config.fingerprint.clone().unwrap_or_default(),
         forwards,
-        ..base(config)
+        ..base
     })
 }
 
@@ -51,8 +55,12 @@ pub(crate) fn from_status(config: &TunnelConfig, status: &Status) -> (TunnelSpec
     if let Err(reason) = trusted(&wanted.server, config) {
         return (off(config, reason), Vec::new());
     }
+    let base = match base(config) {
+        Ok(base) => base,
+        Err(reason) => return (off(config, reason), Vec::new()),
+    };
     let (forwards, notes) = match_forwards(&config.forwards, &wanted.forwards);
-    if forwards.is_empty() {
+    if forwards.is_empty() && base.remotes.is_empty() {
         return (
             off(
                 config,
@@ -78,7 +86,7 @@ pub(crate) fn from_status(config: &TunnelConfig, status: &Status) -> (TunnelSpec
         forwards,
         // Only a tunnel on demand closes by itself.
         inactivity_timeout_ms: millis(config.inactivity_timeout),
-        ..base(config)
+        ..base
     };
     (spec, notes)
 }
@@ -88,12 +96,34 @@ pub(crate) fn off(config: &TunnelConfig, reason: String) -> TunnelSpec {
     TunnelSpec {
         enabled: false,
         reason,
-        ..base(config)
+        ..plain(config)
     }
 }
 
-/// What does not depend on the control plane.
-fn base(config: &TunnelConfig) -> TunnelSpec {
+/// What does not depend on the control plane. Proxy and headers are read at this moment, like the credentials.
+fn base(config: &TunnelConfig) -> Result<TunnelSpec, String> {
+    let chisel = &config.chisel;
+    let headers = chisel.headers()?.into_iter().map(|(name, value)| Header {
+        name,
+        value: value.expose_secret().to_owned(),
+    });
+    let proxy = chisel.proxy()?;
+    Ok(TunnelSpec {
+        remotes: chisel.remotes.clone(),
+        socks_targets: chisel.socks_targets.clone(),
+        hostname: chisel.hostname.clone().unwrap_or_default(),
+        tls_server_name: chisel.tls_server_name.clone().unwrap_or_default(),
+        tls_skip_verify_i_know_it_is_insecure: chisel.tls_skip_verify,
+        proxy: proxy
+            .map(|proxy| proxy.expose_secret().to_owned())
+            .unwrap_or_default(),
+        headers: headers.collect(),
+        ..plain(config)
+    })
+}
+
+/// What needs nothing to be read.
+fn plain(config: &TunnelConfig) -> TunnelSpec {
     TunnelSpec {
         allowed_targets: config.allowed_targets.clone(),
         allow_insecure: config.allow_insecure,
@@ -169,6 +199,7 @@ fn message(forward: &ForwardConfig, remote_port: u16) -> Forward {
         remote_host: String::new(),
         remote_port: u32::from(remote_port),
         target: forward.target.clone(),
+        protocol: forward.protocol.name().to_owned(),
     }
 }
 
@@ -186,6 +217,7 @@ pub(crate) mod tests {
             name: name.to_owned(),
             target: target.to_owned(),
             remote_port: 0,
+            protocol: crate::config::Protocol::Tcp,
         };
         TunnelConfig {
             enabled: true,
@@ -207,6 +239,7 @@ pub(crate) mod tests {
             ping_interval: Duration::ZERO,
             ping_timeout: Duration::ZERO,
             in_cluster: true,
+            chisel: crate::config::ChiselConfig::default(),
         }
     }
 
@@ -297,6 +330,39 @@ pub(crate) mod tests {
         fixed_config.forwards[0].remote_port = 9000;
         let spec = fixed(&fixed_config).unwrap();
         assert_eq!((spec.forwards.len(), spec.inactivity_timeout_ms), (1, 0));
+    }
+
+    #[test]
+    fn what_a_user_of_chisel_writes_reaches_the_sidecar() {
+        let mut config = TunnelConfig {
+            server: Some("wss://t".to_owned()),
+            forwards: Vec::new(),
+            ..config()
+        };
+        config.chisel.remotes = vec!["R:2222:localhost:22".to_owned()];
+        config.chisel.proxy = Some(crate::config::TokenSource::Value("http://u:p@proxy:3128".into()));
+        config.chisel.headers = vec![("X-A".to_owned(), "b".into())];
+        let spec = fixed(&config).unwrap();
+        assert!(spec.enabled);
+        assert_eq!(
+            (spec.remotes.len(), spec.proxy.as_str()),
+            (1, "http://u:p@proxy:3128")
+        );
+        assert_eq!(
+            (spec.headers[0].name.as_str(), spec.headers[0].value.as_str()),
+            ("X-A", "b")
+        );
+        // They stand also when the control plane gives ports to none of the others.
+        let (spec, _) = from_status(&config, &status("wss://t", "[]"));
+        assert!(spec.enabled && spec.remotes.len() == 1);
+        config.chisel.proxy = Some(crate::config::TokenSource::Value("ftp://canary@proxy".into()));
+        let spec = fixed(&config).unwrap();
+        assert!(
+            !spec.enabled && spec.reason.contains("tunnel.proxy"),
+            "{}",
+            spec.reason
+        );
+        assert!(!spec.reason.contains("canary"));
     }
 
     #[test]

@@ -174,6 +174,12 @@ readinessProbe:
     {{- include "pipeops-agent.siblingEnv" . | nindent 4 }}
     - name: HOST_IP
       valueFrom: {fieldRef: {fieldPath: status.hostIP}}
+    {{- if .Values.tunnelSidecar.tlsSecret }}
+    - name: PIPEOPS_CLIENT_CERT_FILE
+      value: /etc/pipeops/client-tls/tls.crt
+    - name: PIPEOPS_CLIENT_KEY_FILE
+      value: /etc/pipeops/client-tls/tls.key
+    {{- end }}
     {{- with .Values.tunnelSidecar.extraEnv }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
@@ -188,6 +194,9 @@ readinessProbe:
   volumeMounts:
     - {name: edge-tunnel, mountPath: /run/pipeops/edge-tunnel, readOnly: true}
     - {name: private-tunnel, mountPath: /run/pipeops/private}
+    {{- if .Values.tunnelSidecar.tlsSecret }}
+    - {name: client-tls, mountPath: /etc/pipeops/client-tls, readOnly: true}
+    {{- end }}
 {{- end -}}
 
 {{- define "pipeops-agent.k8sProxy" -}}

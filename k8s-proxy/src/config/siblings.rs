@@ -1,10 +1,12 @@
 //! Variables that belong to the other containers: one ConfigMap may serve all three.
 
 /// Exact names that agent-core and tunnel-sidecar read, or that older versions of the agent did.
-const NAMES: [&str; 30] = [
+const NAMES: [&str; 32] = [
     "PIPEOPS_ALLOW_INSECURE",
     "PIPEOPS_API_URL",
     "PIPEOPS_AUTO_INSTALL_COMPONENTS",
+    "PIPEOPS_CLIENT_CERT_FILE",
+    "PIPEOPS_CLIENT_KEY_FILE",
     "PIPEOPS_CLUSTER_NAME",
     "PIPEOPS_CONFIG",
     "PIPEOPS_CONTROL_PLANE_URL",

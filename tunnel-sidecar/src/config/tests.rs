@@ -73,3 +73,39 @@ fn what_other_containers_and_the_kubelet_set_is_left_alone() {
     );
     assert!(!format!("{config:?}", config = read(&[], &env).unwrap()).contains("secret"));
 }
+
+#[test]
+fn a_client_certificate_and_its_key_come_together() {
+    let both = read(
+        &["--client-cert-file", "/c"],
+        &[("PIPEOPS_CLIENT_KEY_FILE", "/k")],
+    );
+    let identity = both.unwrap().identity.unwrap();
+    assert_eq!((identity.certificate, identity.key), ("/c".into(), "/k".into()));
+    let alone = read(&[], &[("PIPEOPS_CLIENT_CERT_FILE", "/c")]).unwrap_err();
+    assert!(alone.to_string().contains("--client-key-file"), "{alone}");
+    assert_eq!(read(&[], &[]).unwrap().identity, None);
+}
+
+#[test]
+fn a_proxy_that_cannot_be_used_is_named_without_its_password() {
+    let bad = read(&[], &[("https_proxy", "ftp://u:canary@p")])
+        .unwrap_err()
+        .to_string();
+    assert!(bad.contains("https_proxy") && bad.contains("ftp"), "{bad}");
+    assert!(!bad.contains("canary"), "{bad}");
+    let config = read(
+        &[],
+        &[("HTTPS_PROXY", "http://u:canary@p:3128"), ("NO_PROXY", "x")],
+    )
+    .unwrap();
+    assert_eq!(
+        config
+            .proxies
+            .for_peer(true, "t.example", 443)
+            .unwrap()
+            .to_string(),
+        "http://p:3128"
+    );
+    assert!(!format!("{config:?}").contains("canary"));
+}

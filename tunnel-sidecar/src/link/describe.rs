@@ -144,7 +144,8 @@ impl Manager {
                 };
                 let way = forward.way.as_ref().ok();
                 Row {
-                    dials: way.map(|way| way.target.dials.to_string()).unwrap_or_default(),
+                    dials: way.map(|way| way.dials()).unwrap_or_default(),
+                    listen: way.map(|way| way.listen.clone()),
                     counters: way.and_then(|way| self.counters.get(&way.listen.name).cloned()),
                     name: forward.name,
                     port: forward.port,
@@ -170,6 +171,9 @@ impl Manager {
                 .unwrap_or_else(|| "waits for earlier sessions to end".to_owned());
             return (ForwardState::Pending, why);
         };
+        if let Some(problem) = self.parts.carrier.locals().problem(&forward.name) {
+            return (ForwardState::Failed, problem);
+        }
         if lane.is_up() {
             return (ForwardState::Listening, String::new());
         }

@@ -127,6 +127,7 @@ impl Run {
             })
             .abort_on_drop();
         let (fingerprint, algorithms) = (session.fingerprint(), session.algorithms());
+        let _entered = self.carrier.sessions().enter(self.id, session.clone(), &listens);
         let up = Up {
             listens,
             rejected,

@@ -23,11 +23,11 @@ use super::{
     state::{Fate, Lane, LaneState},
 };
 use crate::{
-    carrier::Route,
+    carrier::{Leads, Route},
     metrics::Counters,
     plan::{Kind, LaneId, Step, View, plan},
     remotes::Listen,
-    spec::{Desired, Liveness, Tunnel},
+    spec::{Desired, Goal, Liveness, Tunnel},
 };
 
 /// Lane events wait here while the manager is between two awaits; it reads them before anything else.
@@ -91,6 +91,7 @@ impl Manager {
     pub async fn run(mut self) -> Result<(), Infallible> {
         let supervisor = self.parts.supervisor.clone();
         let mut ended = self.parts.carrier.connections().ended();
+        let mut local = self.parts.carrier.locals().changes();
         self.publish();
         loop {
             let draining = supervisor.is_draining();
@@ -105,6 +106,8 @@ impl Manager {
                 Some((id, end)) = self.running.next(), if !self.running.is_empty() => self.on_end(id, end),
                 Some(command) = self.commands.recv(), if !draining => self.on_command(command),
                 _ = ended.changed(), if self.has_removed_forwards() => self.replan(),
+                // A listener of ours came up or failed; that is told, and nothing else follows from it.
+                _ = local.changed() => {}
                 () = sleep_until(silence.unwrap_or_else(Instant::now)), if silence.is_some() => self.on_silence(),
                 () = supervisor.draining(), if !draining => info!("no new sessions or connections from here on"),
             }
@@ -166,19 +169,19 @@ impl Manager {
         self.key_changed = None;
         let Parts {
             known,
+            outbound,
             timing,
             max_connections,
             ..
         } = &self.parts;
-        self.endpoint = match Endpoint::new(tunnel.link.clone(), Arc::clone(known), *timing, *max_connections)
-        {
-            Ok(endpoint) => Some(Arc::new(endpoint)),
-            Err(error) => {
-                self.last_cause = format!("tunnel.ca_file: {error}");
-                warn!("{}", self.last_cause);
-                None
-            }
-        };
+        let endpoint = Endpoint::new(
+            tunnel.link.clone(),
+            Arc::clone(known),
+            Arc::clone(outbound),
+            *timing,
+            *max_connections,
+        );
+        self.endpoint = Some(Arc::new(endpoint));
     }
 
     /// Ends every session; the next ones start when all have ended, so that the ports are free.
@@ -197,6 +200,7 @@ impl Manager {
 
     fn set_routes(&mut self) {
         let mut routes = HashMap::new();
+        let mut locals = Vec::new();
         for forward in self
             .tunnel()
             .map(|tunnel| tunnel.forwards.clone())
@@ -209,22 +213,31 @@ impl Manager {
                 .entry(forward.name.clone())
                 .or_insert_with(|| metrics.forward(&forward.name))
                 .clone();
+            let leads = match way.goal {
+                Goal::Target(target) => Leads::Target(target.dials),
+                Goal::Socks(rules) => Leads::Socks(rules),
+                Goal::Server => {
+                    locals.push((way.listen, counters));
+                    continue;
+                }
+            };
             let route = Route {
                 forward: forward.name,
-                dials: way.target.dials,
+                leads,
                 counters,
             };
             routes.insert(way.listen.channel_target(), route);
         }
         let metrics = &self.parts.metrics;
         self.counters.retain(|name, _| {
-            let wanted = routes.values().any(|route: &Route| route.forward == *name);
+            let wanted = routes.values().any(|route: &Route| route.forward == *name)
+                || locals.iter().any(|(listen, _)| listen.name == *name);
             if !wanted {
                 metrics.forget(name);
             }
             wanted
         });
-        self.parts.carrier.set_routes(routes);
+        self.parts.carrier.set_routes(routes, locals);
     }
 
     pub(super) fn tunnel(&self) -> Option<&Tunnel> {
@@ -362,7 +375,7 @@ fn log_readings(before: Option<&Desired>, after: &Desired) {
     let readings = |desired: &Desired| match desired {
         Desired::Tunnel(tunnel) => {
             let read = |forward: &crate::spec::Forward| {
-                let name = forward.way.as_ref().ok()?.target.read_as?;
+                let name = forward.way.as_ref().ok()?.target()?.read_as?;
                 Some((forward.target.clone(), name))
             };
             tunnel.forwards.iter().filter_map(read).collect()

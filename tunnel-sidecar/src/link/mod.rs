@@ -22,8 +22,8 @@ use runtime::{conditions::Conditions, supervise::Supervisor};
 use tokio::sync::mpsc;
 
 use crate::{
-    carrier::Carrier, known::KnownServers, metrics::TunnelMetrics, spec::Desired, status::Board,
-    timing::Timing,
+    carrier::Carrier, known::KnownServers, metrics::TunnelMetrics, outbound::Outbound, spec::Desired,
+    status::Board, timing::Timing,
 };
 
 pub use manager::Manager;
@@ -66,6 +66,8 @@ pub struct Parts {
     pub carrier: Carrier,
     /// Keys seen first.
     pub known: Arc<KnownServers>,
+    /// The way to servers.
+    pub outbound: Arc<Outbound>,
     /// What the world is told.
     pub board: Board,
     /// Whether we are ready.

@@ -10,19 +10,22 @@ use chisel_ssh::{
     Trust, chisel::config_json, connect,
 };
 use runtime::{
-    dial::{self, DialError},
-    secret::ExposeSecret as _,
-    supervise::chain,
-    tls::{self, MaybeTls, TlsError},
+    dial::DialError, proxy::ProxyError, secret::ExposeSecret as _, supervise::chain, tls::MaybeTls,
 };
 use tracing::{info, warn};
 
-use crate::{known::KnownServers, remotes::Listen, spec::Link, timing::Timing};
+use crate::{
+    known::KnownServers,
+    outbound::{Outbound, OutboundError},
+    remotes::Listen,
+    spec::Link,
+    timing::Timing,
+};
 
 /// What every session of one link needs.
 pub(super) struct Endpoint {
     pub(super) link: Link,
-    tls: Option<Arc<rustls::ClientConfig>>,
+    outbound: Arc<Outbound>,
     known: Arc<KnownServers>,
     timing: Timing,
     max_channels: usize,
@@ -85,47 +88,52 @@ impl Failure {
     }
 }
 
-impl From<DialError> for Failure {
-    fn from(error: DialError) -> Self {
-        let cause = match error {
-            DialError::Resolve { .. } => "resolve",
-            DialError::Connect { .. } => "connect",
-            DialError::Timeout { .. } => "connect_timeout",
+impl From<OutboundError> for Failure {
+    fn from(error: OutboundError) -> Self {
+        let (advice, cause) = match &error {
+            OutboundError::Identity { .. } | OutboundError::Tls(_) => (Advice::Retry, "tls"),
+            OutboundError::Proxy(ProxyError::Dial(dial)) => (
+                Advice::Retry,
+                match dial {
+                    DialError::Resolve { .. } => "resolve",
+                    DialError::Connect { .. } => "connect",
+                    DialError::Timeout { .. } => "connect_timeout",
+                },
+            ),
+            OutboundError::Proxy(ProxyError::Credentials { .. }) => (Advice::RetrySlowly, "proxy"),
+            OutboundError::Proxy(
+                ProxyError::Io { .. }
+                | ProxyError::Timeout { .. }
+                | ProxyError::Refused { .. }
+                | ProxyError::Protocol { .. },
+            ) => (Advice::Retry, "proxy"),
         };
-        Self::new(chain(&error), Advice::Retry, cause)
-    }
-}
-
-impl From<TlsError> for Failure {
-    fn from(error: TlsError) -> Self {
-        Self::new(chain(&error), Advice::Retry, "tls")
+        Self::new(chain(&error), advice, cause)
     }
 }
 
 impl Endpoint {
     /// Prepares a link.
-    ///
-    /// # Errors
-    /// When its CA is not readable.
     pub(super) fn new(
         link: Link,
         known: Arc<KnownServers>,
+        outbound: Arc<Outbound>,
         timing: Timing,
         max_channels: usize,
-    ) -> Result<Self, TlsError> {
-        let extra = (!link.ca_pem.is_empty()).then_some(link.ca_pem.as_slice());
-        let tls = link
-            .server
-            .tls()
-            .then(|| tls::client_config(extra, &[]))
-            .transpose()?;
-        Ok(Self {
+    ) -> Self {
+        if let Some(proxy) = outbound.proxy(&link) {
+            info!(server = %link.server, %proxy, "the server is reached through a proxy");
+        }
+        if link.any_certificate && link.server.tls() {
+            warn!(server = %link.server, "any certificate is taken from the server, because the owner says so");
+        }
+        Self {
             link,
-            tls,
+            outbound,
             known,
             timing,
             max_channels,
-        })
+        }
     }
 
     /// Opens a session for as many of `listens` as the server takes.
@@ -160,13 +168,7 @@ impl Endpoint {
 
     async fn once(&self, listens: &[Listen]) -> Result<Result<Opened, ConnectError>, Failure> {
         let server = &self.link.server;
-        let tcp = dial::tcp(server.host(), server.port(), self.timing.dial).await?;
-        let io = match &self.tls {
-            Some(config) => MaybeTls::Tls(Box::new(
-                tls::connect(tcp, server.host(), Arc::clone(config), self.timing.tls).await?,
-            )),
-            None => MaybeTls::Plain(tcp),
-        };
+        let io = self.outbound.connect(&self.link, &self.timing).await?;
         let seen_before = self.known.get(&server.authority());
         match connect(io, self.config(listens, seen_before.as_ref())).await {
             Ok((session, events, driver)) => {
@@ -188,6 +190,13 @@ impl Endpoint {
     fn config(&self, listens: &[Listen], seen_before: Option<&Fingerprint>) -> ClientConfig {
         let link = &self.link;
         let mut config = ClientConfig::new(&link.server.authority(), link.server.path());
+        config.headers = link
+            .headers
+            .iter()
+            .map(|(name, value)| (name.clone(), value.expose_secret().to_owned()))
+            // The last `Host` is the one that is sent.
+            .chain(link.hostname.iter().map(|name| ("Host".to_owned(), name.clone())))
+            .collect();
         config.user.clone_from(&link.user);
         config.password = Password::new(link.password.expose_secret().to_owned());
         config.trust = match (&link.fingerprint, seen_before) {

@@ -19,6 +19,7 @@ mod bytes;
 mod changes;
 mod control;
 mod faults;
+mod features;
 mod process;
 mod refusals;
 mod world;

@@ -103,6 +103,16 @@ impl Chisel {
         self.log().matches("SSH connected").count()
     }
 
+    /// Waits until the server has given up a port that an earlier client wanted.
+    pub(crate) async fn until_free(&self, port: u16) {
+        eventually("the port to be free again", || async move {
+            let tcp = tokio::net::TcpListener::bind(("0.0.0.0", port)).await.is_ok();
+            let udp = tokio::net::UdpSocket::bind(("0.0.0.0", port)).await.is_ok();
+            (tcp && udp).then_some(())
+        })
+        .await;
+    }
+
     /// `kill -9`.
     pub(crate) async fn kill(&mut self) {
         self.child.kill().await.unwrap();

@@ -2,6 +2,8 @@
 
 mod chisel;
 mod core;
+mod datagrams;
+mod proxy;
 mod relay;
 mod targets;
 
@@ -26,6 +28,8 @@ use tunnel_sidecar::{App, BUILD, Config, config::Flags, timing::Timing};
 pub(crate) use self::{
     chisel::{Chisel, binary as chisel_binary},
     core::Core,
+    datagrams::UdpTarget,
+    proxy::{Front, ProxyDouble},
     relay::{Fault, Relay},
     targets::Target,
 };
@@ -226,6 +230,7 @@ pub(crate) fn forward(name: &str, port: u16, target: &str) -> proto::v1::Forward
         remote_host: "127.0.0.1".to_owned(),
         remote_port: port.into(),
         target: target.to_owned(),
+        protocol: String::new(),
     }
 }
 

@@ -26,6 +26,20 @@ impl Target {
         .await
     }
 
+    /// The same at an address.
+    pub(crate) async fn echo_at(address: &str) -> Self {
+        Self::start_at(address, |mut tcp| async move {
+            let (mut read, mut write) = tcp.split();
+            tokio::io::copy(&mut read, &mut write).await.ok();
+        })
+        .await
+    }
+
+    /// Its port.
+    pub(crate) fn port(&self) -> u16 {
+        self.address.port()
+    }
+
     /// Sends so many bytes and closes.
     pub(crate) async fn talker(bytes: Vec<u8>) -> Self {
         let bytes = Arc::new(bytes);
@@ -66,7 +80,14 @@ impl Target {
     async fn start<F: Future<Output = ()> + Send + 'static>(
         serve: impl Fn(TcpStream) -> F + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0", serve).await
+    }
+
+    async fn start_at<F: Future<Output = ()> + Send + 'static>(
+        address: &str,
+        serve: impl Fn(TcpStream) -> F + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (count, open) = watch::channel(0);
         let count = Arc::new(count);
