@@ -460,3 +460,68 @@ proptest! {
         load_env(&[("PIPEOPS_TOKEN", "t"), (name.as_str(), text.as_str())]).ok();
     }
 }
+
+#[test]
+fn what_a_user_of_chisel_knows_has_a_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let proxy = written("proxy", "http://u:canary@proxy:3128\n");
+    let headers = written("headers", "X-Secret: canary: two\n\nX-Other:b\n");
+    let yaml = format!(
+        "pipeops: {{ token: t }}\ntunnel:\n  server: wss://t.example\n  remotes: ['R:2222:localhost:22', '3000:db:5432']\n  \
+         socks_targets: ['*:443']\n  hostname: h\n  tls_server_name: s\n  tls_skip_verify_i_know_it_is_insecure: true\n  \
+         proxy_file: {proxy}\n  headers: {{ X-A: b }}\n  headers_file: {headers}\n"
+    );
+    let config = load_text(&yaml, &[]).unwrap();
+    let chisel = &config.tunnel.chisel;
+    assert_eq!((chisel.remotes.len(), chisel.socks_targets.len()), (2, 1));
+    assert!(
+        config.tunnel.forwards.is_empty(),
+        "the default ones have no ports at a server of the owner's"
+    );
+    assert_eq!(
+        (chisel.hostname.as_deref(), chisel.tls_server_name.as_deref()),
+        (Some("h"), Some("s"))
+    );
+    assert!(chisel.tls_skip_verify);
+    assert_eq!(
+        chisel.proxy().unwrap().unwrap().expose_secret(),
+        "http://u:canary@proxy:3128"
+    );
+    let found: Vec<_> = chisel
+        .headers()
+        .unwrap()
+        .into_iter()
+        .map(|(name, value)| (name, value.expose_secret().to_owned()))
+        .collect();
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(
+        found,
+        [
+            pair("X-A", "b"),
+            pair("X-Secret", "canary: two"),
+            pair("X-Other", "b")
+        ]
+    );
+    assert!(!format!("{config:?}").contains("canary"));
+
+    let lines = lines(load_text(
+        "pipeops: { token: t }\ntunnel: { proxy: 'ftp://u:canary@p', remotes: [1], forwards: [{ name: a, target: b, protocol: UDP }] }\n",
+        &[],
+    ));
+    for part in [
+        "tunnel.proxy: ",
+        "tunnel.remotes: holds something that is no text",
+        "protocol is neither tcp nor udp",
+    ] {
+        assert!(
+            lines.iter().any(|line| line.contains(part)),
+            "{part} in {lines:?}"
+        );
+    }
+    assert!(!lines.join("\n").contains("canary"), "{lines:?}");
+}

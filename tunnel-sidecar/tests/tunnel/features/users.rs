@@ -112,7 +112,7 @@ pub(crate) async fn socks(
     request.extend_from_slice(&target.to_be_bytes());
     tcp.write_all(&request).await.ok()?;
     let mut head = [0; 4];
-    timeout(super::PATIENCE, tcp.read_exact(&mut head))
+    timeout(crate::world::PATIENCE, tcp.read_exact(&mut head))
         .await
         .ok()?
         .ok()?;

@@ -103,6 +103,17 @@ impl Chisel {
         self.log().matches("SSH connected").count()
     }
 
+    /// CPU time that the server has spent, user and system.
+    pub(crate) fn cpu_seconds(&self) -> f64 {
+        /// Linux counts in hundredths for every program that asks (`USER_HZ`).
+        const TICKS: f64 = 100.0;
+        let id = self.child.id().unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        let ticks = |field: usize| fields[field].parse::<f64>().unwrap();
+        (ticks(11) + ticks(12)) / TICKS
+    }
+
     /// Waits until the server has given up a port that an earlier client wanted.
     pub(crate) async fn until_free(&self, port: u16) {
         eventually("the port to be free again", || async move {
