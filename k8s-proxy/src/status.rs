@@ -59,6 +59,27 @@ impl Failure {
         event
     }
 
+    /// The same as the last event of a watch in protobuf: behind its length a `WatchEvent`, and in it the `Status` in
+    /// the envelope of every object (`k8s.io/apimachinery/pkg/runtime/generated.proto`, `Unknown`).
+    pub fn error_frame(&self) -> Vec<u8> {
+        let mut status = Vec::new();
+        wire::bytes(&mut status, 2, b"Failure");
+        wire::bytes(&mut status, 3, self.message.as_bytes());
+        wire::bytes(&mut status, 4, reason(self.code).as_bytes());
+        wire::number(&mut status, 6, self.code.as_u16().into());
+        let (mut kind, mut envelope) = (Vec::new(), b"k8s\0".to_vec());
+        wire::bytes(&mut kind, 1, b"v1");
+        wire::bytes(&mut kind, 2, b"Status");
+        wire::bytes(&mut envelope, 1, &kind);
+        wire::bytes(&mut envelope, 2, &status);
+        let (mut object, mut event) = (Vec::new(), Vec::new());
+        wire::bytes(&mut object, 1, &envelope);
+        wire::bytes(&mut event, 1, b"ERROR");
+        wire::bytes(&mut event, 2, &object);
+        let length = u32::try_from(event.len()).unwrap_or(u32::MAX);
+        [length.to_be_bytes().as_slice(), &event].concat()
+    }
+
     /// Status line and headers of the answer; the body is [`Failure::json`].
     pub fn response<B>(&self, body: B) -> Response<B> {
         let mut response = Response::new(body);
@@ -117,6 +138,28 @@ fn reason(code: StatusCode) -> &'static str {
     }
 }
 
+/// Just enough of the protobuf wire format to write a `Status`.
+mod wire {
+    pub(super) fn bytes(out: &mut Vec<u8>, field: u64, bytes: &[u8]) {
+        varint(out, field << 3 | 2);
+        varint(out, bytes.len() as u64);
+        out.extend_from_slice(bytes);
+    }
+
+    pub(super) fn number(out: &mut Vec<u8>, field: u64, value: u64) {
+        varint(out, field << 3);
+        varint(out, value);
+    }
+
+    fn varint(out: &mut Vec<u8>, mut value: u64) {
+        while value >= 0x80 {
+            out.push((value & 0x7f) as u8 | 0x80);
+            value >>= 7;
+        }
+        out.push(value as u8);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,5 +179,16 @@ mod tests {
         let event = Failure::new(StatusCode::GONE, "expired", "too old\n").error_event();
         assert_eq!(event.iter().filter(|byte| **byte == b'\n').count(), 1);
         assert!(event.starts_with(br#"{"type":"ERROR","object":{"kind":"Status""#));
+    }
+
+    #[test]
+    fn in_protobuf_it_reads_as_an_error_without_a_position() {
+        let frame = Failure::new(StatusCode::GONE, "expired", "too old ".repeat(40)).error_frame();
+        let (length, rest) = frame.split_at(4);
+        assert_eq!(length, u32::try_from(rest.len()).unwrap().to_be_bytes());
+        let event = crate::events::Event::read_protobuf(&frame);
+        assert_eq!((event.kind, event.version), (crate::events::Kind::Error, None));
+        // Field 6, a number: 410 in two bytes.
+        assert!(frame.ends_with(&[0x30, 0x9a, 0x03]));
     }
 }

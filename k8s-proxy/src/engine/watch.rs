@@ -335,11 +335,10 @@ impl WatchBody {
     fn give_up(&mut self, failure: &Failure) -> Poll<Option<Bytes>> {
         self.state = State::Over;
         self.end = failure.cause;
-        match self.framing {
-            Framing::JsonLines => Poll::Ready(Some(Bytes::from(failure.error_event()))),
-            // A clean end makes a client list or watch again, which is what it has to do.
-            Framing::LengthPrefixed => Poll::Ready(None),
-        }
+        Poll::Ready(Some(Bytes::from(match self.framing {
+            Framing::JsonLines => failure.error_event(),
+            Framing::LengthPrefixed => failure.error_frame(),
+        })))
     }
 }
 
