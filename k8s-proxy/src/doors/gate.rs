@@ -98,7 +98,11 @@ impl Gate {
     }
 
     fn accepted(&self, token: &str) -> Result<Arc<Caller>, Failure> {
-        self.shared.accepted().borrow().find(token).ok_or_else(unknown)
+        let accepted = self.shared.accepted();
+        let accepted = accepted.borrow();
+        accepted
+            .find(token)
+            .ok_or_else(|| if accepted.is_empty() { not_yet() } else { unknown() })
     }
 
     /// The token never changes while the pod lives, so its digest is kept; but another pod's file (outside of a
@@ -123,6 +127,12 @@ impl Gate {
 fn nothing() -> Failure {
     let sentence = "this door needs a credential: send Authorization: Bearer <token>";
     Failure::new(StatusCode::UNAUTHORIZED, "unauthenticated", sentence)
+}
+
+/// Right after a start: a client takes 401 for a verdict on its token, and gives up.
+fn not_yet() -> Failure {
+    let sentence = "no token is known here yet: agent-core names them within seconds of a start";
+    Failure::new(StatusCode::SERVICE_UNAVAILABLE, "starting", sentence).retry_after(1)
 }
 
 fn unknown() -> Failure {
@@ -170,6 +180,17 @@ mod tests {
                 )
             })
             .collect()
+    }
+
+    #[test]
+    fn before_the_first_spec_a_token_is_neither_right_nor_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let shared = Shared::new(Conditions::new(), Policy::builtin().unwrap(), Scope::default());
+        let gate = Gate::new(shared, TokenFile::new(dir.path().join("token")));
+        let asked = headers(&[("authorization", "Bearer anything")]);
+        let failure = gate.admit_http(&asked).unwrap_err();
+        assert_eq!((failure.code.as_u16(), failure.retry_after), (503, Some(1)));
+        assert_eq!(gate.admit_http(&headers(&[])).unwrap_err().code.as_u16(), 401);
     }
 
     #[test]
