@@ -4,7 +4,7 @@ TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET_DIR)/$(shell rustc --print host-tuple 2>/dev/null)/release
 DEMO_SECONDS ?=
 
-.PHONY: help demo demo-real test bench build peers debian images cluster-up cluster-down cluster-status fmt clippy docs deny unit scenarios chart dashboard fuzz clean
+.PHONY: help demo demo-real test bench bench-proxy build peers debian images cluster-up cluster-down cluster-status fmt clippy docs deny unit scenarios chart dashboard fuzz clean
 
 help:            ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -22,6 +22,9 @@ test:            ## everything that proves the project
 
 bench: build peers  ## figures beside those of the peers
 	$(RELEASE)/bench
+
+bench-proxy: build  ## k8s-proxy door by door beside kubectl proxy (ARGS="--quick", "--real", part names)
+	$(RELEASE)/bench-proxy $(ARGS)
 
 build: debian-build  ## all programs and tests, one profile
 	cargo build --release --workspace --all-targets --locked

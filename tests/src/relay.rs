@@ -1,6 +1,13 @@
 //! A TCP relay between two real peers that delays, stalls and cuts.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::Result;
 use tokio::{
@@ -32,6 +39,7 @@ pub struct Relay {
     fault: Arc<watch::Sender<Fault>>,
     cut: watch::Sender<u64>,
     refuse: watch::Sender<bool>,
+    accepted: Arc<AtomicU64>,
     _tasks: JoinSet<()>,
 }
 
@@ -46,10 +54,12 @@ impl Relay {
         let (fault, faults) = watch::channel(Fault::None);
         let (cut, cuts) = watch::channel(0);
         let (refuse, refusals) = watch::channel(false);
-        let mut tasks = JoinSet::new();
+        let (accepted, mut tasks) = (Arc::<AtomicU64>::default(), JoinSet::new());
+        let count = Arc::clone(&accepted);
         tasks.spawn(async move {
             let mut pairs = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
                 if *refusals.borrow() {
                     continue;
                 }
@@ -66,6 +76,7 @@ impl Relay {
             fault: Arc::new(fault),
             cut,
             refuse,
+            accepted,
             _tasks: tasks,
         })
     }
@@ -73,6 +84,11 @@ impl Relay {
     /// Where to connect.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Connections that were accepted so far, also those that were refused afterwards.
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// Changes what happens to bytes of every connection, present and future.

@@ -17,6 +17,42 @@ struct Figure {
     runs: usize,
     /// Largest minus smallest of our runs.
     spread: f64,
+    #[serde(skip)]
+    goal: Option<Goal>,
+}
+
+/// What a figure shall be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Goal {
+    /// Ours, at most.
+    AtMost(f64),
+    /// Ours, at least.
+    AtLeast(f64),
+    /// Ours by the peer's, at most.
+    RatioAtMost(f64),
+    /// Ours by the peer's, at least.
+    RatioAtLeast(f64),
+}
+
+impl Goal {
+    fn reached(self, figure: &Figure) -> bool {
+        let ratio = figure.ratio.unwrap_or(f64::NAN);
+        match self {
+            Self::AtMost(limit) => figure.ours <= limit,
+            Self::AtLeast(limit) => figure.ours >= limit,
+            Self::RatioAtMost(limit) => ratio <= limit,
+            Self::RatioAtLeast(limit) => ratio >= limit,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::AtMost(limit) => format!("<= {limit}"),
+            Self::AtLeast(limit) => format!(">= {limit}"),
+            Self::RatioAtMost(limit) => format!("ratio <= {limit}"),
+            Self::RatioAtLeast(limit) => format!("ratio >= {limit}"),
+        }
+    }
 }
 
 /// All figures of one bench.
@@ -59,9 +95,18 @@ impl Figures {
                 .filter(|ratio| ratio.is_finite()),
             runs: runs.len(),
             spread: if runs.is_empty() { 0.0 } else { high - low },
+            goal: None,
         };
         println!("{}", line(&figure));
         self.list.push(figure);
+    }
+
+    /// Says what the figure that came last shall be.
+    pub(super) fn goal(&mut self, goal: Goal) {
+        if let Some(figure) = self.list.last_mut() {
+            println!("    goal {}: {}", goal.text(), reached(goal.reached(figure)));
+            figure.goal = Some(goal);
+        }
     }
 
     /// Prints the table and writes `target/bench/<bench>.jsonl`.
@@ -79,6 +124,21 @@ impl Figures {
         for figure in &self.list {
             println!("{}", line(figure));
             writeln!(lines, "{}", serde_json::to_string(figure)?)?;
+        }
+        let goals = self.list.iter().filter_map(|figure| Some((figure, figure.goal?)));
+        let missed: Vec<_> = goals
+            .clone()
+            .filter(|(figure, goal)| !goal.reached(figure))
+            .collect();
+        if goals.clone().count() > 0 {
+            println!(
+                "\n{} of {} goals reached",
+                goals.clone().count() - missed.len(),
+                goals.count()
+            );
+            for (figure, goal) in missed {
+                println!("MISSED {}: {}", goal.text(), line(figure));
+            }
         }
         let path = dir.join(format!("{bench}.jsonl"));
         fs::write(&path, lines)?;
@@ -98,10 +158,17 @@ fn line(figure: &Figure) -> String {
         .peer_name
         .map(|name| format!(" (peer: {name})"))
         .unwrap_or_default();
+    let goal = figure.goal.map_or_else(String::new, |goal| {
+        format!("  [goal {}: {}]", goal.text(), reached(goal.reached(figure)))
+    });
     format!(
-        "{:<58} {:>12.3} {peer:>12} {ratio:>7}  {}{against}, median of {}, spread {:.3}",
+        "{:<58} {:>12.3} {peer:>12} {ratio:>7}  {}{against}, median of {}, spread {:.3}{goal}",
         figure.name, figure.ours, figure.unit, figure.runs, figure.spread
     )
+}
+
+fn reached(yes: bool) -> &'static str {
+    if yes { "reached" } else { "MISSED" }
 }
 
 /// The median; 0 of nothing.

@@ -4,6 +4,7 @@
 
 mod figures;
 mod idle;
+pub mod proxy;
 mod requests;
 mod sample;
 mod sizes;

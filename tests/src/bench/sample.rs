@@ -6,11 +6,25 @@ use anyhow::{Context as _, Result};
 
 /// Resident memory in MB.
 pub(super) fn resident_mb(pid: u32) -> Result<f64> {
+    status_mb(pid, "VmRSS:")
+}
+
+/// The most resident memory since [`forget_peak`], in MB.
+pub(super) fn peak_mb(pid: u32) -> Result<f64> {
+    status_mb(pid, "VmHWM:")
+}
+
+/// Starts the peak anew from what is resident now.
+pub(super) fn forget_peak(pid: u32) -> Result<()> {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").context("clear_refs: is this root?")
+}
+
+fn status_mb(pid: u32, key: &str) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
-        .context("VmRSS")?;
+        .find_map(|line| line.strip_prefix(key))
+        .with_context(|| key.to_owned())?;
     let kilobytes: f64 = line.trim().trim_end_matches(" kB").trim().parse()?;
     Ok(kilobytes / 1000.0 * 1.024)
 }

@@ -47,6 +47,8 @@ pub struct ControlPlaneConfig {
     pub known_agent: KnownAgent,
     /// Whether the register response carries `proxy_url` and `proxy_token`.
     pub hand_out_proxy: bool,
+    /// Where proxies shall dial instead of the API's own address, for example a relay in front of it.
+    pub proxy_address: Option<SocketAddr>,
     /// Name of the forward through which every cluster's `/ws/k8s` is dialled, again when lost.
     pub dial_forward: Option<String>,
     /// How long a watch at the front waits for a link before it gives up.
@@ -142,6 +144,7 @@ impl ControlPlaneConfig {
             poll_frequency: 5,
             known_agent: KnownAgent::Ok,
             hand_out_proxy: true,
+            proxy_address: None,
             dial_forward: None,
             resume_patience: Duration::from_secs(300),
             link: LinkLimits::default(),

@@ -135,8 +135,12 @@ impl State {
     /// The URL that a proxy dials.
     pub(super) fn proxy_url(&self, cluster: &str) -> String {
         let scheme = if self.config.tls { "wss" } else { "ws" };
-        let (host, port) = (&self.config.public_host, self.api_address.port());
-        format!("{scheme}://{host}:{port}/api/v1/clusters/agent/{cluster}/proxy")
+        let own = format!("{}:{}", self.config.public_host, self.api_address.port());
+        let authority = self
+            .config
+            .proxy_address
+            .map_or(own, |address| address.to_string());
+        format!("{scheme}://{authority}/api/v1/clusters/agent/{cluster}/proxy")
     }
 
     /// The URL of a cluster at the front.

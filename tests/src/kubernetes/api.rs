@@ -308,6 +308,7 @@ fn serve(
                 Form::Json => Answer::Json(200, stored.json()),
                 Form::Table => Answer::Object(200, table::of_one(kind, &stored, cluster.clock.now())),
                 Form::Metadata => Answer::Object(200, negotiate::metadata_only(&stored.json())),
+                Form::Protobuf => return Err(Status::not_acceptable()),
             })
         }
         ("list", _) => {
@@ -324,10 +325,11 @@ fn serve(
                 Form::Json => Answer::Json(200, list::render(kind, &page)),
                 Form::Table => Answer::Object(200, table::of_page(kind, &page, cluster.clock.now())),
                 Form::Metadata => Answer::Object(200, negotiate::metadata_only(&list::render(kind, &page))),
+                Form::Protobuf => return Err(Status::not_acceptable()),
             })
         }
         ("watch", _) => {
-            let form = negotiate::form(&call.headers)?;
+            let form = negotiate::watch_form(&call.headers, kind.kind)?;
             if let Some(paced) = Paced::from_query(kind, &target.namespace, &call.query) {
                 return Ok(Answer::Paced(paced));
             }
@@ -350,8 +352,9 @@ fn respond(mut outlet: Outlet, call: &Call, answer: Answer, response: &mut Respo
         ),
         streamed => {
             outlet.guard.status(200);
-            let media = match streamed {
-                Answer::Watch(_) | Answer::Paced(_) => "application/json",
+            let media = match &streamed {
+                Answer::Watch(watch) => watch.media(),
+                Answer::Paced(_) => "application/json",
                 _ => "text/plain",
             };
             response

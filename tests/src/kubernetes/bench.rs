@@ -1,6 +1,7 @@
 //! Load for benches, on paths that every proxy lets through.
 
 use std::{
+    fmt::Write as _,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -29,6 +30,7 @@ const SENT: &str = "sim/sent-nanos";
 #[derive(Debug)]
 pub(super) struct Paced {
     head: String,
+    middle: String,
     tail: String,
     period: Option<Duration>,
     next: Instant,
@@ -46,8 +48,8 @@ impl Paced {
         let object = json!({
             "kind": kind.kind, "apiVersion": kind.api_version(),
             "metadata": {
-                "name": "paced", "namespace": namespace, "resourceVersion": "%REVISION%",
-                "annotations": {SENT: "%SENT%"}
+                "annotations": {SENT: "%SENT%"},
+                "name": "paced", "namespace": namespace, "resourceVersion": "%REVISION%"
             },
             "data": {"filling": "%FILLING%"}
         });
@@ -56,10 +58,13 @@ impl Paced {
         // Nineteen digits of nanoseconds and ten of the revision take the places of the marks.
         let bare = text.len() - "%REVISION%%SENT%%FILLING%".len() + 29;
         let text = text.replace("%FILLING%", &"x".repeat(size.saturating_sub(bare)));
-        let (head, tail) = text.split_once("%SENT%")?;
+        // Annotations come first, in the order of writing as in that of the alphabet.
+        let (head, rest) = text.split_once("%SENT%")?;
+        let (middle, tail) = rest.split_once("%REVISION%")?;
         let period = (rate > 0).then(|| Duration::from_secs(1) / u32::try_from(rate).unwrap_or(u32::MAX));
         Some(Self {
             head: head.to_owned(),
+            middle: middle.to_owned(),
             tail: tail.to_owned(),
             period,
             next: Instant::now(),
@@ -69,24 +74,37 @@ impl Paced {
     }
 }
 
-impl Source for Paced {
-    async fn next(&mut self) -> Option<Bytes> {
+impl Paced {
+    /// Time between two events; none for as fast as they are taken.
+    pub(super) fn period(&self) -> Option<Duration> {
+        self.period
+    }
+
+    /// The next event, at once; none after the last.
+    pub(super) fn event(&mut self) -> Option<Bytes> {
         if self.sent == self.count {
             return None;
-        }
-        if let Some(period) = self.period {
-            tokio::time::sleep_until(self.next).await;
-            self.next += period;
         }
         self.sent += 1;
         let nanos = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()
             .as_nanos();
-        let line = format!("{}{nanos:019}{}", self.head, self.tail);
-        Some(Bytes::from(
-            line.replace("%REVISION%", &format!("{:010}", self.sent)),
-        ))
+        let mut line = String::with_capacity(self.head.len() + self.middle.len() + self.tail.len() + 29);
+        let sent = self.sent;
+        let parts = (&self.head, &self.middle, &self.tail);
+        write!(line, "{}{nanos:019}{}{sent:010}{}", parts.0, parts.1, parts.2).ok()?;
+        Some(Bytes::from(line))
+    }
+}
+
+impl Source for Paced {
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(period) = self.period.filter(|_| self.sent != self.count) {
+            tokio::time::sleep_until(self.next).await;
+            self.next += period;
+        }
+        self.event()
     }
 }
 

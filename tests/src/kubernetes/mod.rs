@@ -13,7 +13,7 @@
 //! ```
 //!
 //! What it promises, [`contract`] checks, here and against a real kube-apiserver. Known limits: protobuf is read for
-//! a few kinds and never written, no OpenAPI schemas, no exec, attach or port-forward; pods are deleted at once without a grace period; apply has no field
+//! a few kinds and written in watches of these only, no OpenAPI schemas, no exec, attach or port-forward; pods are deleted at once without a grace period; apply has no field
 //! ownership; strategic merge as [`patch`] says; unknown fields are kept.
 
 mod api;
@@ -28,6 +28,7 @@ mod control;
 mod controllers;
 mod defaults;
 mod discovery;
+mod fast;
 mod faults;
 mod list;
 mod log_stream;
@@ -37,7 +38,7 @@ mod negotiate;
 mod object;
 mod openapi;
 pub mod patch;
-mod protobuf;
+pub mod protobuf;
 mod requests;
 mod resources;
 mod review;
@@ -59,6 +60,7 @@ mod tests;
 
 pub use auth::{Auth, Deny, User};
 pub use cluster::Cluster;
+pub use fast::Fast;
 pub use faults::{Active, Fault, FaultKind, Faults};
 pub use requests::{Request, Requests};
 pub use simulation::{Simulation, SimulationConfig};

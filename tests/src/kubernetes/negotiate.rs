@@ -21,6 +21,28 @@ pub enum Form {
     Table,
     /// `PartialObjectMetadata`: nothing but names, labels and the like.
     Metadata,
+    /// Objects in protobuf: watches of the kinds that can be written so.
+    Protobuf,
+}
+
+/// The first form of a watch that we have, in the order of the client.
+///
+/// # Errors
+/// 406 when there is none.
+pub fn watch_form(headers: &HeaderMap, kind: &str) -> Result<Form, Status> {
+    let accept = header_text(headers, "accept");
+    let protobuf = |range: &str| {
+        let media = range.split(';').next().unwrap_or_default().trim();
+        media == protobuf::MEDIA_TYPE && protobuf::writes(kind)
+    };
+    match accept.split(',').find_map(|range| {
+        protobuf(range)
+            .then_some(Form::Protobuf)
+            .or_else(|| one_form(range))
+    }) {
+        Some(form) => Ok(form),
+        None => form(headers),
+    }
 }
 
 /// What is left of a JSON object, or of each item of a list, when only metadata is asked for.

@@ -1,6 +1,6 @@
 //! Reading the protobuf that `kubectl create` and `kubectl auth` send, for the kinds and fields they send.
 //!
-//! Answers are always JSON, which these clients accept too. A field that is not in the tables here is dropped; a kind
+//! Answers are JSON, which these clients accept too; only watches are written, for the same kinds. A field that is not in the tables here is dropped; a kind
 //! that is not is refused, so that nobody believes that something was stored which was not.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -153,6 +153,100 @@ pub fn decode(body: &[u8]) -> Result<Value, Status> {
     Ok(Value::Object(object))
 }
 
+const STATUS: Fields = &[
+    (2, "status", Text),
+    (3, "message", Text),
+    (4, "reason", Text),
+    (6, "code", Number),
+];
+
+/// Whether watches of a kind can be written.
+pub fn writes(kind: &str) -> bool {
+    fields_of(kind).is_some()
+}
+
+/// One event of a watch as it goes over the wire: its length, then `WatchEvent` with the object in its envelope.
+pub fn event(kind: &str, object: &Value) -> Vec<u8> {
+    let name = object["kind"].as_str().unwrap_or_default();
+    let fields = if name == "Status" {
+        STATUS
+    } else {
+        fields_of(name).unwrap_or(ONLY_METADATA)
+    };
+    let (mut meta, mut envelope) = (Vec::new(), MAGIC.to_vec());
+    put_bytes(
+        &mut meta,
+        1,
+        object["apiVersion"].as_str().unwrap_or_default().as_bytes(),
+    );
+    put_bytes(&mut meta, 2, name.as_bytes());
+    put_bytes(&mut envelope, 1, &meta);
+    put_bytes(&mut envelope, 2, &written(object, fields));
+    let (mut extension, mut event) = (Vec::new(), Vec::new());
+    put_bytes(&mut extension, 1, &envelope);
+    put_bytes(&mut event, 1, kind.as_bytes());
+    put_bytes(&mut event, 2, &extension);
+    let length = u32::try_from(event.len()).unwrap_or(u32::MAX);
+    [length.to_be_bytes().to_vec(), event].concat()
+}
+
+/// An object as a message; what its table does not name is left out.
+fn written(object: &Value, fields: Fields) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (number, name, shape) in fields {
+        let value = &object[*name];
+        let list = || value.as_array().into_iter().flatten();
+        match *shape {
+            _ if value.is_null() => {}
+            Text => put_bytes(&mut out, *number, value.as_str().unwrap_or_default().as_bytes()),
+            Number => put_number(
+                &mut out,
+                *number,
+                value.as_i64().unwrap_or_default().cast_unsigned(),
+            ),
+            Flag => put_number(&mut out, *number, u64::from(value.as_bool().unwrap_or_default())),
+            Texts => list().for_each(|text| {
+                put_bytes(&mut out, *number, text.as_str().unwrap_or_default().as_bytes());
+            }),
+            Message(fields) => put_bytes(&mut out, *number, &written(value, fields)),
+            Messages(fields) => list().for_each(|one| put_bytes(&mut out, *number, &written(one, fields))),
+            TextMap | BytesMap => {
+                for (key, entry) in value.as_object().into_iter().flatten() {
+                    let text = entry.as_str().unwrap_or_default();
+                    let entry = match shape {
+                        BytesMap => BASE64_STANDARD.decode(text).unwrap_or_default(),
+                        _ => text.as_bytes().to_vec(),
+                    };
+                    let mut pair = Vec::new();
+                    put_bytes(&mut pair, 1, key.as_bytes());
+                    put_bytes(&mut pair, 2, &entry);
+                    put_bytes(&mut out, *number, &pair);
+                }
+            }
+        }
+    }
+    out
+}
+
+fn put_bytes(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
+    put_varint(out, number << 3 | 2);
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+fn put_number(out: &mut Vec<u8>, number: u64, value: u64) {
+    put_varint(out, number << 3);
+    put_varint(out, value);
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(u8::try_from(value & 0x7f).unwrap_or_default() | 0x80);
+        value >>= 7;
+    }
+    out.push(u8::try_from(value).unwrap_or_default());
+}
+
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -286,6 +380,28 @@ mod tests {
                 "data": {"password": "aGVsbG8="}, "type": "Opaque"
             })
         );
+    }
+
+    #[test]
+    fn what_is_written_reads_as_it_was() {
+        let object = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "data": {"a": "1", "b": "x".repeat(300)},
+            "metadata": {"name": "c", "namespace": "n", "resourceVersion": "12", "annotations": {"k": "v"}}
+        });
+        let frame = event("ADDED", &object);
+        let (length, rest) = frame.split_at(4);
+        assert_eq!(
+            u32::from_be_bytes(length.try_into().unwrap()) as usize,
+            rest.len()
+        );
+        let fields = parse(rest).unwrap();
+        let [(1, Wire::Bytes(b"ADDED")), (2, Wire::Bytes(extension))] = fields.as_slice() else {
+            panic!("{fields:?}");
+        };
+        let Some((1, Wire::Bytes(envelope))) = parse(extension).unwrap().pop() else {
+            panic!("no envelope");
+        };
+        assert_eq!(decode(envelope).unwrap(), object);
     }
 
     #[test]

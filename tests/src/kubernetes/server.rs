@@ -27,6 +27,7 @@ use super::{
     api,
     cluster::Cluster,
     connection::{Connection, Wire},
+    fast::Fast,
     faults::{Asked, FaultKind},
 };
 
@@ -48,6 +49,7 @@ pub(super) struct Server {
     connections: Arc<AtomicUsize>,
     next_connection: AtomicU64,
     acceptor: Option<Acceptor>,
+    fast: Option<Arc<Fast>>,
 }
 
 #[derive(Clone)]
@@ -72,6 +74,7 @@ impl Server {
         cluster: Arc<Cluster>,
         listen: SocketAddr,
         acceptor: Option<TlsAcceptor>,
+        fast: Option<Arc<Fast>>,
     ) -> Result<Arc<Self>> {
         let listener = TcpListener::bind(listen)
             .await
@@ -83,6 +86,7 @@ impl Server {
             connections: Arc::new(AtomicUsize::new(0)),
             next_connection: AtomicU64::new(1),
             acceptor: acceptor.map(Acceptor),
+            fast,
         });
         server.run(listener);
         Ok(server)
@@ -205,9 +209,14 @@ where
         .max_frame_size(MAX_FRAME)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_pending_accept_reset_streams(MAX_PENDING_RESETS);
+    let fast = server.upgrade().and_then(|server| server.fast.clone());
     let service = service_fn(move |request| {
         let (server, connection) = (server.clone(), connection.clone());
+        let at_once = fast.as_ref().and_then(|fast| fast.answer(&request));
         async move {
+            if let Some(response) = at_once {
+                return Ok(response);
+            }
             let response = match server.upgrade() {
                 Some(server) => api::handle(server, connection, request).await,
                 None => std::future::pending().await,

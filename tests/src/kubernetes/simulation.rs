@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -12,6 +12,7 @@ use super::{
     auth::{Auth, User},
     bench,
     cluster::Cluster,
+    fast::Fast,
     faults::Faults,
     object, patch,
     requests::Requests,
@@ -64,6 +65,8 @@ pub struct SimulationConfig {
     pub start: Option<Timestamp>,
     /// Nodes of the cluster.
     pub nodes: usize,
+    /// Whether paths of namespace `bench` are answered by [`Fast`], before everything else.
+    pub fast: bool,
 }
 
 impl Default for SimulationConfig {
@@ -82,6 +85,7 @@ impl Default for SimulationConfig {
             watch_timeout: WATCH_TIMEOUT,
             start: None,
             nodes: 3,
+            fast: false,
         }
     }
 }
@@ -91,6 +95,7 @@ impl Default for SimulationConfig {
 pub struct Simulation {
     cluster: Arc<Cluster>,
     server: Arc<Server>,
+    fast: Option<Arc<Fast>>,
     ca_pem: String,
     _ticker: AbortOnDropHandle<()>,
 }
@@ -115,11 +120,13 @@ impl Simulation {
         } else {
             (None, String::new())
         };
-        let server = Server::start(cluster.clone(), config.listen, acceptor).await?;
+        let fast = config.fast.then(Arc::<Fast>::default);
+        let server = Server::start(cluster.clone(), config.listen, acceptor, fast.clone()).await?;
         let ticker = AbortOnDropHandle::new(tokio::spawn(workload::live(cluster.clone())));
         Ok(Self {
             cluster,
             server,
+            fast,
             ca_pem,
             _ticker: ticker,
         })
@@ -189,6 +196,14 @@ impl Simulation {
     /// Who may do what.
     pub fn auth(&self) -> &Auth {
         &self.cluster.auth
+    }
+
+    /// The fast side for benches.
+    ///
+    /// # Errors
+    /// When the simulation was started without it.
+    pub fn fast(&self) -> Result<&Fast> {
+        self.fast.as_deref().context("the simulation has no fast side")
     }
 
     /// The newest resourceVersion.

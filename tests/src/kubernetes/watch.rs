@@ -11,6 +11,7 @@ use super::{
     cluster::Cluster,
     list,
     negotiate::{self, Form},
+    protobuf,
     resources::RESOURCES,
     route::{Query, Target},
     selector::Selector,
@@ -123,14 +124,26 @@ impl Watch {
     }
 
     fn fail(&mut self, status: &Status) {
-        self.queue
-            .push_back(event_line("ERROR", status.to_value().to_string().as_bytes()));
+        let object = status.to_value();
+        self.queue.push_back(match self.form {
+            Form::Protobuf => protobuf::event("ERROR", &object).into(),
+            Form::Json | Form::Table | Form::Metadata => event_line("ERROR", object.to_string().as_bytes()),
+        });
         self.ended = true;
+    }
+
+    /// The media type of the stream.
+    pub(super) fn media(&self) -> &'static str {
+        match self.form {
+            Form::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+            Form::Json | Form::Table | Form::Metadata => "application/json",
+        }
     }
 
     fn line(&self, kind: &str, stored: &Stored) -> Bytes {
         match self.form {
             Form::Json => event_line(kind, &stored.json()),
+            Form::Protobuf => protobuf::event(kind, &stored.value).into(),
             Form::Metadata => {
                 let reduced = negotiate::metadata_only(&stored.json());
                 event_line(kind, reduced.to_string().as_bytes())
@@ -151,6 +164,7 @@ impl Watch {
         let object = json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata});
         match self.form {
             Form::Json => event_line("BOOKMARK", object.to_string().as_bytes()),
+            Form::Protobuf => protobuf::event("BOOKMARK", &object).into(),
             Form::Metadata => {
                 let reduced = negotiate::metadata_only(object.to_string().as_bytes());
                 event_line("BOOKMARK", reduced.to_string().as_bytes())

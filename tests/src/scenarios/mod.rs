@@ -3,8 +3,10 @@
 
 pub mod carrier;
 pub mod identity;
+pub mod informers;
 pub mod kill;
 pub mod managing;
 pub mod observer;
 pub mod start;
+pub mod survive;
 pub mod watches;

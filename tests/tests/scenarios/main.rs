@@ -9,7 +9,7 @@ use anyhow::Result;
 use harness::{
     lab::Cluster,
     pod::Part,
-    scenarios::{identity, kill, managing, start, watches},
+    scenarios::{identity, informers, kill, managing, start, survive, watches},
 };
 
 /// One test for each scenario: a fresh simulated cluster, a runtime with two threads.
@@ -31,6 +31,9 @@ scenarios! {
     kill_k8s_proxy: |cluster| kill::one(cluster, Part::Proxy);
     two_hundred_watches: watches::two_hundred;
     bad_frames: watches::bad_frames;
+    bytes_are_the_apiservers: informers::bytes_are_the_apiservers;
+    client_go_sees_each_change_once: informers::client_go;
+    watches_survive: |cluster| survive::matrix(cluster, &survive::Fault::SIMULATED);
     restarts_keep_one_identity: identity::restarts_keep_one_identity;
     restarts_from_its_copy: identity::restarts_from_its_copy;
     registers_nothing_without_knowing_who_it_is: identity::registers_nothing_without_knowing_who_it_is;

@@ -45,7 +45,7 @@ pub(super) fn from_http(parts: &Parts, path: &str, body: Bytes) -> (Call, Kind) 
     for (name, value) in &parts.headers {
         let Ok(value) = value.to_str() else { continue };
         if name == header::ACCEPT && kind == Kind::Watch {
-            call = call.header(name.as_str(), &json_only(value));
+            call = call.header(name.as_str(), &readable(value));
         } else if !dropped(name) {
             call = call.header(name.as_str(), value);
         }
@@ -83,11 +83,8 @@ fn kind(call: &Call) -> Kind {
 }
 
 /// Takes out the encodings whose events cannot be told apart here, unless nothing else is left.
-fn json_only(accept: &str) -> String {
-    let kept: Vec<_> = accept
-        .split(',')
-        .filter(|kind| !kind.contains("protobuf") && !kind.contains("cbor"))
-        .collect();
+fn readable(accept: &str) -> String {
+    let kept: Vec<_> = accept.split(',').filter(|kind| !kind.contains("cbor")).collect();
     if kept.is_empty() {
         accept.to_owned()
     } else {
@@ -183,18 +180,14 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_is_asked_for_in_json_when_the_caller_takes_it() {
+    fn a_watch_is_asked_for_in_what_can_be_read_when_the_caller_takes_it() {
         let accept = |value: &str| {
             let (call, _) = call("GET", "/clusters/c/api/v1/pods?watch=1", &[("accept", value)]);
             call.headers[0].1.clone()
         };
-        assert_eq!(
-            accept("application/vnd.kubernetes.protobuf,application/json"),
-            "application/json"
-        );
-        assert_eq!(
-            accept("application/vnd.kubernetes.protobuf"),
-            "application/vnd.kubernetes.protobuf"
-        );
+        let protobuf = "application/vnd.kubernetes.protobuf,application/json";
+        assert_eq!(accept(protobuf), protobuf);
+        assert_eq!(accept("application/cbor,application/json"), "application/json");
+        assert_eq!(accept("application/cbor"), "application/cbor");
     }
 }

@@ -1,7 +1,7 @@
 //! A watch that lives across broken links: its caller sees each change once, or one 410.
 //!
 //! ```text
-//!  link ─► pieces ─► Lines ─► Position::see ─► body
+//!  link ─► pieces ─► Reader ─► Position::see ─► body
 //!    └ broken ─► wait for a link ─► open again from the position ─┐
 //!        ▲────────────────────────────────────────────────────────┘   cannot go on: ERROR 410 in the stream
 //! ```
@@ -15,13 +15,17 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     BodySender,
-    events::{Lines, Position, Resume, Verdict},
+    events::{Position, Resume, Verdict},
     status::{error_event, status},
 };
-use crate::control_plane::{
-    frames::Call,
-    link::{LinkError, ResponseStream},
-    state::State,
+use crate::{
+    control_plane::{
+        frames::Call,
+        link::{LinkError, ResponseStream},
+        state::State,
+    },
+    events::{Encoding, Reader},
+    kubernetes::protobuf,
 };
 
 /// First and longest wait between two attempts to open a watch again.
@@ -73,19 +77,19 @@ impl Watch {
 
     /// Feeds the caller until it goes, the watch ends, or it cannot go on.
     pub(super) async fn run(mut self, link: u64, first: ResponseStream, body: BodySender) {
-        let resumable = first.status() == StatusCode::OK.as_u16() && is_json(&first);
-        if !resumable {
-            // An error is a plain answer, and events in another encoding cannot be told apart.
+        // An error is a plain answer, and events in another encoding cannot be told apart.
+        let ok = first.status() == StatusCode::OK.as_u16();
+        let Some(encoding) = encoding(&first).filter(|_| ok) else {
             return super::follow(first, body).await;
-        }
+        };
         let (mut link, mut stream) = (link, first);
         loop {
-            match self.stretch(stream, &body).await {
+            match self.stretch(stream, encoding, &body).await {
                 Stretch::Over => return,
                 Stretch::Broken => {}
             }
             let again = tokio::select! {
-                again = self.again(link) => again,
+                again = self.again(link, encoding) => again,
                 () = body.closed() => return,
             };
             (link, stream) = match again {
@@ -103,8 +107,13 @@ impl Watch {
         }
     }
 
-    async fn stretch(&mut self, mut stream: ResponseStream, body: &BodySender) -> Stretch {
-        let mut lines = Lines::default();
+    async fn stretch(
+        &mut self,
+        mut stream: ResponseStream,
+        encoding: Encoding,
+        body: &BodySender,
+    ) -> Stretch {
+        let mut reader = Reader::new(encoding);
         loop {
             let piece = tokio::select! {
                 piece = stream.next() => piece,
@@ -119,7 +128,7 @@ impl Watch {
                     return Stretch::Broken;
                 }
             };
-            let events = match lines.push(&piece) {
+            let events = match reader.cut(&piece) {
                 Ok(events) => events,
                 Err(error) => {
                     let _ = body.send(Err(io::Error::other(error))).await;
@@ -127,7 +136,7 @@ impl Watch {
                 }
             };
             for event in events {
-                let verdict = self.position.see(&event);
+                let verdict = self.position.see(encoding, &event);
                 if verdict != Verdict::Drop && body.send(Ok(event.into())).await.is_err() {
                     return Stretch::Over;
                 }
@@ -139,8 +148,8 @@ impl Watch {
     }
 
     /// Opens the watch again; `None` when the caller's own time is up first.
-    async fn again(&self, broken: u64) -> Result<Option<(u64, ResponseStream)>, End> {
-        let call = self.next_call()?;
+    async fn again(&self, broken: u64, encoding: Encoding) -> Result<Option<(u64, ResponseStream)>, End> {
+        let call = self.next_call(encoding)?;
         let (mut wait, longest) = BACKOFF;
         let patience = Instant::now() + self.state.config.resume_patience;
         let until = self.deadline.map_or(patience, |deadline| deadline.min(patience));
@@ -172,7 +181,7 @@ impl Watch {
                     let body = stream.collect().await.unwrap_or_default();
                     let object = serde_json::from_slice(&body);
                     let object = object.unwrap_or_else(|_| status(code, &String::from_utf8_lossy(&body)));
-                    return Err(End::Event(error_event(&object).into()));
+                    return Err(End::Event(last_event(encoding, &object)));
                 }
                 Ok(_) | Err(_) => {}
             }
@@ -184,7 +193,7 @@ impl Watch {
         }
     }
 
-    fn next_call(&self) -> Result<Call, End> {
+    fn next_call(&self, encoding: Encoding) -> Result<Call, End> {
         let mut call = self.call.clone();
         if let Some(deadline) = self.deadline {
             let left = deadline
@@ -206,7 +215,7 @@ impl Watch {
                     StatusCode::GONE,
                     "too old resource version: the link broke while the first objects were on their way",
                 );
-                return Err(End::Event(error_event(&gone).into()));
+                return Err(End::Event(last_event(encoding, &gone)));
             }
         }
         Ok(call)
@@ -226,12 +235,22 @@ fn final_status(status: u16) -> bool {
     (400..500).contains(&status) && status != StatusCode::TOO_MANY_REQUESTS.as_u16()
 }
 
-fn is_json(stream: &ResponseStream) -> bool {
+fn encoding(stream: &ResponseStream) -> Option<Encoding> {
     let kind = stream
         .headers()
         .iter()
         .find(|(name, _)| name.eq_ignore_ascii_case("content-type"));
-    kind.is_some_and(|(_, value)| value.starts_with("application/json"))
+    let (_, kind) = kind?;
+    [Encoding::Json, Encoding::Protobuf]
+        .into_iter()
+        .find(|encoding| kind.starts_with(encoding.accept()))
+}
+
+fn last_event(encoding: Encoding, status: &serde_json::Value) -> Bytes {
+    match encoding {
+        Encoding::Json => error_event(status).into(),
+        Encoding::Protobuf => protobuf::event("ERROR", status).into(),
+    }
 }
 
 /// Full jitter.

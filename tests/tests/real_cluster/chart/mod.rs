@@ -4,6 +4,7 @@ mod identity;
 mod inside;
 mod kill;
 mod refused;
+mod survive;
 
 use std::{future::Future, panic::AssertUnwindSafe};
 
