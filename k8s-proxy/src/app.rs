@@ -292,6 +292,7 @@ impl Bound {
             engine,
             gate: Gate::new(shared.clone(), config.edge_token()),
             shared,
+            board: board.clone(),
             supervisor: supervisor.clone(),
             tls: None,
         };

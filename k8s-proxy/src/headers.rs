@@ -3,6 +3,7 @@
 //! Cleaning comes first and builds a new map; ours are added to the result afterwards. So nothing a caller names
 //! in `Connection` can take away a header of ours, and nothing a caller spells oddly can pass for one.
 
+use base64::Engine as _;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Hop-by-hop (RFC 9110 section 7.6.1) and what only concerns one connection.
@@ -75,6 +76,60 @@ pub fn clean_response(headers: &mut HeaderMap) {
 /// unanswered, and clients make it without being asked.
 pub fn wants_upgrade(headers: &HeaderMap) -> bool {
     list(headers, &header::UPGRADE).any(|protocol| !protocol.eq_ignore_ascii_case("h2c"))
+}
+
+/// Protocols of two-way connections that are carried, as they are spelled towards the apiserver.
+const PROTOCOLS: [&str; 2] = ["websocket", "SPDY/3.1"];
+/// A subprotocol in which browsers hide a bearer token from the apiserver's point of view: a credential.
+const TOKEN_SUBPROTOCOL: &str = "base64url.bearer.authorization.k8s.io.";
+
+/// The protocol that the caller wants to go on in, if it is carried; compared without case.
+pub fn upgrade_protocol(headers: &HeaderMap) -> Option<&'static str> {
+    known_protocol(list(headers, &header::UPGRADE))
+}
+
+/// The same for the `:protocol` of an extended CONNECT.
+pub fn connect_protocol(protocol: &str) -> Option<&'static str> {
+    known_protocol(std::iter::once(protocol))
+}
+
+fn known_protocol<'a>(mut asked: impl Iterator<Item = &'a str>) -> Option<&'static str> {
+    asked.find_map(|asked| {
+        PROTOCOLS
+            .into_iter()
+            .find(|known| known.eq_ignore_ascii_case(asked))
+    })
+}
+
+/// Cleaned headers made into those of an upgrade to `protocol`: the handshake with the apiserver is our own, what
+/// the two ends negotiate stays. No credential hides in a subprotocol.
+pub fn clean_upgrade(mut clean: HeaderMap, protocol: &'static str) -> HeaderMap {
+    let offered: Vec<&str> = list(&clean, &header::SEC_WEBSOCKET_PROTOCOL)
+        .filter(|name| !name.starts_with(TOKEN_SUBPROTOCOL))
+        .collect();
+    // One line: Go's servers read the first one only.
+    let offered = HeaderValue::from_str(&offered.join(", ")).ok();
+    let own: Vec<HeaderName> = clean
+        .keys()
+        .filter(|name| name.as_str().starts_with("sec-websocket-"))
+        .cloned()
+        .collect();
+    for name in own {
+        clean.remove(&name);
+    }
+    clean.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    clean.insert(header::UPGRADE, HeaderValue::from_static(protocol));
+    if protocol == PROTOCOLS[0] {
+        let key = base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 16]>());
+        if let Ok(key) = HeaderValue::from_str(&key) {
+            clean.insert(header::SEC_WEBSOCKET_KEY, key);
+        }
+        clean.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        if let Some(offered) = offered.filter(|offered| !offered.is_empty()) {
+            clean.insert(header::SEC_WEBSOCKET_PROTOCOL, offered);
+        }
+    }
+    clean
 }
 
 /// The token of `Authorization: Bearer …`.
@@ -213,6 +268,39 @@ mod tests {
         assert_eq!(bearer(&map(&[("Authorization", "bearer  x ")])), Some("x"));
         assert_eq!(bearer(&map(&[("Authorization", "Basic x")])), None);
         assert_eq!(title_case("content-type"), "Content-Type");
+    }
+
+    #[test]
+    fn an_upgrade_has_a_handshake_of_its_own_and_no_hidden_credential() {
+        let dirty = map(&[
+            ("Connection", "Upgrade"),
+            ("Upgrade", "WebSocket"),
+            ("Sec-WebSocket-Key", "theirs"),
+            ("Sec-WebSocket-Version", "8"),
+            ("Sec-WebSocket-Extensions", "permessage-deflate"),
+            (
+                "Sec-WebSocket-Protocol",
+                "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.c2VjcmV0",
+            ),
+            ("Sec-WebSocket-Protocol", "v4.channel.k8s.io"),
+            ("X-Stream-Protocol-Version", "v4.channel.k8s.io"),
+        ]);
+        let protocol = upgrade_protocol(&dirty).unwrap();
+        let clean = clean_upgrade(clean_request(&dirty), protocol);
+        let protocols: Vec<_> = clean.get_all("sec-websocket-protocol").iter().collect();
+        assert_eq!(protocols, ["v5.channel.k8s.io, v4.channel.k8s.io"]);
+        assert_eq!(clean["upgrade"], "websocket");
+        assert_eq!(clean["sec-websocket-version"], "13");
+        assert_ne!(clean["sec-websocket-key"], "theirs");
+        assert!(!clean.contains_key("sec-websocket-extensions"));
+        let spdy = clean_upgrade(clean_request(&dirty), connect_protocol("spdy/3.1").unwrap());
+        assert_eq!(spdy["upgrade"], "SPDY/3.1");
+        assert_eq!(spdy["x-stream-protocol-version"], "v4.channel.k8s.io");
+        assert!(
+            spdy.keys()
+                .all(|name| !name.as_str().starts_with("sec-websocket"))
+        );
+        assert_eq!(connect_protocol("h2c"), None);
     }
 
     proptest! {

@@ -25,6 +25,8 @@ pub struct ProxyMetrics {
     pub queue_bytes: IntGauge,
     /// Calls ended because their reader took nothing.
     pub stalled: IntCounter,
+    /// Milliseconds for which a peer's HTTP/2 connection window was full.
+    pub window_blocked: IntCounter,
     /// Seconds until the head of the apiserver's answer, watches left out.
     pub upstream_seconds: Histogram,
     /// Failed calls upstream by cause.
@@ -63,6 +65,10 @@ impl ProxyMetrics {
             stalled: metrics.counter(
                 "pipeops_proxy_stalled_total",
                 "Calls ended because their reader took nothing.",
+            ),
+            window_blocked: metrics.counter(
+                "pipeops_proxy_peer_window_blocked_milliseconds_total",
+                "Milliseconds for which a control plane's HTTP/2 connection window took no new answer.",
             ),
             upstream_seconds: metrics.histogram(
                 "pipeops_proxy_upstream_seconds",

@@ -21,6 +21,8 @@ pub const SPEC: &str = "Spec";
 pub const UPSTREAM: &str = "Upstream";
 /// Condition: the doors that should be open are.
 pub const DOORS: &str = "Doors";
+/// Condition: the control planes' HTTP/2 connection windows take our answers. Said only once one of them did not.
+pub const PEER_WINDOW: &str = "PeerWindow";
 /// Condition: the policy in force is the one the owner wrote.
 pub const POLICY: &str = "Policy";
 

@@ -29,6 +29,10 @@ pub enum CancelReason {
     Draining,
     /// The credential it came with is not accepted any more.
     Withdrawn,
+    /// Its own deadline.
+    Deadline,
+    /// Its reader took nothing while too many other readers did not either.
+    Stalled,
 }
 
 impl CancelReason {
@@ -40,6 +44,8 @@ impl CancelReason {
             Self::Operator => "cancelled by an operator of the cluster",
             Self::Draining => "k8s-proxy is stopping: open the call again",
             Self::Withdrawn => "the credential of this connection is not accepted any more",
+            Self::Deadline => "the call's own deadline is over",
+            Self::Stalled => "the reader took nothing, and too many others do not either",
         }
     }
 
@@ -51,6 +57,8 @@ impl CancelReason {
             Self::Operator => "cancelled_by_operator",
             Self::Draining => "draining",
             Self::Withdrawn => "withdrawn",
+            Self::Deadline => "deadline",
+            Self::Stalled => "stalled",
         }
     }
 }

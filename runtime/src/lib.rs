@@ -10,13 +10,14 @@
 //!
 //! [`cli`] reads flags, [`config`] collects every fault at once, [`telemetry`] starts logs and traces, [`admin`]
 //! and [`local`] serve what people, kubelet and siblings ask, [`conditions`] says whether the process can do its
-//! work, and [`supervise`] owns every task from the first to the last. [`dial`], [`proxy`], [`tls`], [`websocket`]
-//! and [`backoff`] are what an outbound link is made of. Nothing in here knows what the process is for.
+//! work, and [`supervise`] owns every task from the first to the last. [`dial`], [`proxy`], [`tls`], [`websocket`],
+//! [`carrier`] and [`backoff`] are what an outbound link is made of. Nothing in here knows what the process is for.
 #![forbid(unsafe_code)]
 
 pub mod admin;
 pub mod backoff;
 pub mod build;
+pub mod carrier;
 pub mod cli;
 pub mod conditions;
 pub mod config;

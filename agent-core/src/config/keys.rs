@@ -278,6 +278,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("proxy.dial_token_file"),
     Key::new("proxy.dial_ca_file"),
     Key::new("proxy.dial_mode"),
+    Key::new("proxy.dial_protocol"),
     Key::new("proxy.allow_insecure").shape(Shape::Switch),
     Key::new("proxy.lease").env(&["PIPEOPS_LEASE_NAME"]),
     // Local server and page.

@@ -31,7 +31,9 @@ mod types;
 
 pub use self::{
     chisel::ChiselConfig,
-    parts::{DialConfig, Digest, DoorToken, ForwardConfig, Mode, Protocol, ProxyConfig, TunnelConfig},
+    parts::{
+        DialConfig, Digest, DoorToken, ForwardConfig, Mode, Protocol, ProxyConfig, Spoken, TunnelConfig,
+    },
     read::Effective,
     types::{
         Config, ControlPlaneConfig, IdentityConfig, KubernetesConfig, PodConfig, ServerConfig, StateBackend,

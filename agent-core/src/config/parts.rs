@@ -99,6 +99,8 @@ pub struct ProxyConfig {
     pub dial: Option<DialConfig>,
     /// How dialled doors that the control plane handed out go upstream.
     pub dial_mode: Mode,
+    /// What is spoken over dialled doors.
+    pub dial_protocol: Spoken,
     /// The proxy's token may travel in clear.
     pub allow_insecure: bool,
     /// Name of the Lease.
@@ -136,6 +138,15 @@ pub enum Digest {
     Given(Vec<u8>),
     /// Of the token in this file, read anew when the specification is made.
     OfFile(std::path::PathBuf),
+}
+
+/// What is spoken over a dialled WebSocket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spoken {
+    /// HTTP/2 where the control plane takes it, else frames.
+    Best,
+    /// Frames only.
+    Frames,
 }
 
 /// Whose credential goes upstream.
@@ -275,6 +286,14 @@ pub(super) fn proxy(reader: &mut Reader<'_>) -> ProxyConfig {
     let allow_insecure = reader.switch_or("proxy.allow_insecure", false);
     let control_plane_mode = mode(reader, "proxy.control_plane_mode");
     let dial_mode = mode(reader, "proxy.dial_mode");
+    let dial_protocol = match reader.text_or("proxy.dial_protocol", "best").as_str() {
+        "best" => Spoken::Best,
+        "frames" => Spoken::Frames,
+        _ => {
+            reader.fault("proxy.dial_protocol", "is neither best nor frames");
+            Spoken::Best
+        }
+    };
     let items = reader.list("proxy.door_tokens").unwrap_or_default();
     let door_tokens = door_tokens(reader, items);
     let url = reader.url("proxy.dial_url", &["wss", "ws"]);
@@ -312,6 +331,7 @@ pub(super) fn proxy(reader: &mut Reader<'_>) -> ProxyConfig {
         door_tokens,
         dial,
         dial_mode,
+        dial_protocol,
         allow_insecure,
         lease: reader.text_or("proxy.lease", "pipeops-agent"),
     }

@@ -1,13 +1,13 @@
 //! What k8s-proxy is told: who may knock, where to dial, and which objects agent-core may touch.
 
-use proto::v1::{AcceptedToken, CredentialMode, DialedDoor, ProxySpec};
+use proto::v1::{AcceptedToken, CredentialMode, DialedDoor, DoorProtocol, ProxySpec};
 use runtime::{
     dial::url_is_loopback,
     secret::{ExposeSecret as _, SecretString},
 };
 use url::Url;
 
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, Spoken};
 
 /// Names that do not change while the process runs.
 #[derive(Clone, Debug)]
@@ -96,6 +96,7 @@ fn dialed(
         name: "control-plane".to_owned(),
         allow_insecure: config.allow_insecure,
         ca_pem: ca.unwrap_or_default().to_vec().into(),
+        protocol: protocol(config.dial_protocol).into(),
     };
     if let Some(dial) = &config.dial {
         let token = dial
@@ -132,6 +133,13 @@ fn dialed(
     )))
 }
 
+fn protocol(spoken: Spoken) -> DoorProtocol {
+    match spoken {
+        Spoken::Best => DoorProtocol::Unspecified,
+        Spoken::Frames => DoorProtocol::Frames,
+    }
+}
+
 fn mode(mode: Mode) -> CredentialMode {
     match mode {
         Mode::Agent => CredentialMode::Agent,
@@ -152,6 +160,7 @@ mod tests {
             door_tokens: Vec::new(),
             dial: None,
             dial_mode: Mode::Agent,
+            dial_protocol: Spoken::Best,
             allow_insecure: false,
             lease: "lease".to_owned(),
         }

@@ -9,7 +9,10 @@ use std::{
 use proto::v1::DoorStatus;
 use runtime::conditions::{Conditions, Status};
 
-use crate::{shared::DOORS, streams::lock};
+use crate::{
+    shared::{DOORS, PEER_WINDOW},
+    streams::lock,
+};
 
 #[derive(Clone, Debug)]
 struct Door {
@@ -24,6 +27,8 @@ struct Door {
 #[derive(Clone, Debug)]
 pub struct Board {
     doors: Arc<Mutex<BTreeMap<String, Door>>>,
+    /// Doors whose peers take no answer, and why.
+    windows: Arc<Mutex<BTreeMap<String, &'static str>>>,
     conditions: Conditions,
 }
 
@@ -32,6 +37,7 @@ impl Board {
     pub fn new(conditions: Conditions) -> Self {
         Self {
             doors: Arc::default(),
+            windows: Arc::default(),
             conditions,
         }
     }
@@ -61,6 +67,34 @@ impl Board {
         let mut doors = lock(&self.doors);
         doors.remove(name);
         self.tell(&doors);
+    }
+
+    /// Notes whether the window of a door's peer is full, and why that is taken to be so.
+    pub fn window(&self, name: &str, full: Option<&'static str>) {
+        let mut windows = lock(&self.windows);
+        let known = windows.contains_key(name);
+        match full {
+            Some(why) if !known => {
+                windows.insert(name.to_owned(), why);
+            }
+            None if known => {
+                windows.remove(name);
+            }
+            _ => return,
+        }
+        let full: Vec<String> = windows
+            .iter()
+            .map(|(name, why)| format!("{name}: {why}"))
+            .collect();
+        if full.is_empty() {
+            self.conditions.set(
+                PEER_WINDOW,
+                Status::True,
+                "every control plane takes answers again",
+            );
+        } else {
+            self.conditions.set(PEER_WINDOW, Status::False, full.join("; "));
+        }
     }
 
     /// All doors for a report.
@@ -112,6 +146,21 @@ mod tests {
         assert_eq!(board.list()[0].connects_total, 1);
         board.set("dial:cp", "wss://cp", false, "lost");
         board.remove("dial:cp");
+        assert!(conditions.ready());
+    }
+
+    #[test]
+    fn a_full_window_is_told_until_the_last_one_has_room() {
+        let conditions = Conditions::new();
+        let board = Board::new(conditions.clone());
+        board.window("a", None);
+        assert!(conditions.snapshot().is_empty());
+        board.window("a", Some("full"));
+        board.window("b", Some("full"));
+        board.window("a", None);
+        assert!(!conditions.ready());
+        assert_eq!(conditions.snapshot()[0].reason, "b: full");
+        board.window("b", None);
         assert!(conditions.ready());
     }
 }

@@ -1,11 +1,12 @@
 //! WebSockets that we open to a control plane, because nobody can reach us.
 //!
-//! Each door dials, serves frames, and dials again with full jitter. A spec with the same content touches nothing;
-//! a changed door is closed and opened anew, the others do not notice.
+//! Each door dials, serves, and dials again with full jitter. HTTP/2 is offered; a control plane that does not take it
+//! is served frames. A spec with the same content touches nothing; a changed door is opened anew before the old
+//! connection is given up, the others do not notice.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use proto::v1::DialedDoor;
+use proto::v1::{DialedDoor, DoorProtocol};
 use runtime::{
     backoff::{Backoff, Policy},
     dial::url_is_loopback,
@@ -14,18 +15,26 @@ use runtime::{
     tls,
     websocket::{self, Connect, ConnectError},
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, sleep},
+};
+use tokio_tungstenite::WebSocketStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use url::Url;
 
 use super::{
     board::Board,
+    v2,
     watchdog::{WRITE_LIMIT, Watchdog},
 };
 use crate::{
     engine::Engine,
-    frames::{codec::MAX_FRAME, session},
+    frames::{
+        codec::MAX_FRAME,
+        session::{self, SessionEnd},
+    },
     identity::{Caller, Mode},
     shared::Shared,
 };
@@ -40,6 +49,8 @@ const BACKOFF: Policy = Policy {
 const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 /// For each of connection, TLS and upgrade.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the old connection of a changed door waits for the new one.
+const TAKEOVER: Duration = Duration::from_secs(30);
 
 /// What every dialled door needs.
 #[derive(Clone, Debug)]
@@ -98,7 +109,7 @@ impl Dialler {
         }
         let board = &self.environment.board;
         self.running.retain(|name, running| {
-            let keep = named.get(name).is_some_and(|wanted| **wanted == running.spec);
+            let keep = named.contains_key(name);
             if !keep {
                 running.stop.cancel();
                 board.remove(name);
@@ -106,15 +117,15 @@ impl Dialler {
             keep
         });
         for (name, door) in named {
-            if !self.running.contains_key(&name) {
-                let stop = CancellationToken::new();
-                let running = Running {
-                    spec: door.clone(),
-                    stop: stop.clone(),
-                };
-                self.environment.start(&name, door, stop);
-                self.running.insert(name, running);
+            let old = self.running.get(&name);
+            if old.is_some_and(|old| old.spec == *door) {
+                continue;
             }
+            let stop = CancellationToken::new();
+            let old = old.map(|old| old.stop.clone());
+            self.environment.start(&name, door, stop.clone(), old);
+            let spec = door.clone();
+            self.running.insert(name, Running { spec, stop });
         }
     }
 }
@@ -125,17 +136,30 @@ struct Plan {
     bearer: SecretString,
     caller: Arc<Caller>,
     tls: Arc<rustls::ClientConfig>,
+    /// Whether HTTP/2 is offered.
+    http2: bool,
 }
 
 impl Environment {
-    fn start(&self, name: &str, door: &DialedDoor, stop: CancellationToken) {
+    /// `old` ends the connection that this door had before it was changed.
+    fn start(&self, name: &str, door: &DialedDoor, stop: CancellationToken, old: Option<CancellationToken>) {
         match plan(door) {
             Ok(plan) => {
-                self.board.set(name, plan.url.as_str(), false, "connecting");
+                if old.is_none() {
+                    self.board.set(name, plan.url.as_str(), false, "connecting");
+                }
                 let (environment, name) = (self.clone(), name.to_owned());
+                let opened = CancellationToken::new();
+                if let Some(old) = old {
+                    let (opened, stop) = (opened.clone(), stop.clone());
+                    self.supervisor.spawn(format!("takeover {name}"), async move {
+                        tokio::select! { () = opened.cancelled() => {}, () = stop.cancelled() => {}, () = sleep(TAKEOVER) => {} }
+                        old.cancel();
+                    });
+                }
                 self.supervisor.spawn(format!("door {name}"), async move {
                     tokio::select! {
-                        () = environment.keep(&name, plan, stop) => {}
+                        () = environment.keep(&name, plan, stop, opened) => {}
                         // A session drains by itself; what is left of it goes at the cut.
                         () = environment.supervisor.cut() => {}
                     }
@@ -143,16 +167,19 @@ impl Environment {
             }
             Err(why) => {
                 warn!(door = name, why, "a door cannot be dialled");
+                if let Some(old) = old {
+                    old.cancel();
+                }
                 self.board.set(name, &door.url, false, &why);
             }
         }
     }
 
     /// Dials and serves until the door is not wanted any more.
-    async fn keep(&self, name: &str, plan: Plan, stop: CancellationToken) {
+    async fn keep(&self, name: &str, plan: Plan, stop: CancellationToken, opened: CancellationToken) {
         let mut backoff = Backoff::new(BACKOFF);
         while !stop.is_cancelled() && !self.supervisor.is_draining() {
-            let pause = self.once(name, &plan, &stop, &mut backoff).await;
+            let pause = self.once(name, &plan, &stop, &opened, &mut backoff).await;
             tokio::select! {
                 () = sleep(pause) => {}
                 () = stop.cancelled() => break,
@@ -167,13 +194,14 @@ impl Environment {
         name: &str,
         plan: &Plan,
         stop: &CancellationToken,
+        opened: &CancellationToken,
         backoff: &mut Backoff,
     ) -> Duration {
-        let connecting = websocket::connect_over(
+        let connecting = websocket::negotiate(
             Connect {
                 url: &plan.url,
                 bearer: Some(&plan.bearer),
-                subprotocol: None,
+                subprotocol: plan.http2.then_some(v2::SUBPROTOCOL),
                 tls: Arc::clone(&plan.tls),
                 timeout: TIMEOUT,
                 max_message: MAX_FRAME,
@@ -187,23 +215,15 @@ impl Environment {
         };
         let dials = &self.engine.metrics().dials;
         match connected {
-            Ok(socket) => {
+            Ok((socket, http2)) => {
                 dials.with_label_values(&["connected"]).inc();
-                info!(door = name, url = %plan.url, "connected");
-                self.board.set(name, plan.url.as_str(), true, "connected");
+                let spoken = if http2 { "HTTP/2" } else { "frames" };
+                info!(door = name, url = %plan.url, spoken, "connected");
+                self.board
+                    .set(name, plan.url.as_str(), true, &format!("connected, {spoken}"));
+                opened.cancel();
                 let started = Instant::now();
-                let (engine, supervisor, shared) =
-                    (self.engine.clone(), self.supervisor.clone(), self.shared.clone());
-                let context =
-                    session::Context::new(engine, supervisor, shared, name.into(), Arc::clone(&plan.caller));
-                let end = session::run(
-                    socket,
-                    session::Context {
-                        stop: stop.clone(),
-                        ..context
-                    },
-                )
-                .await;
+                let end = self.serve(socket, http2, name, plan, stop).await;
                 backoff.session_lasted(started.elapsed());
                 let pause = backoff.next(None);
                 info!(door = name, end = end.sentence(), ?pause, "disconnected");
@@ -225,6 +245,38 @@ impl Environment {
                 pause
             }
         }
+    }
+}
+
+impl Environment {
+    async fn serve<S>(
+        &self,
+        socket: WebSocketStream<S>,
+        http2: bool,
+        name: &str,
+        plan: &Plan,
+        stop: &CancellationToken,
+    ) -> SessionEnd
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (engine, supervisor, shared) =
+            (self.engine.clone(), self.supervisor.clone(), self.shared.clone());
+        let (door, caller, stop) = (name.into(), Arc::clone(&plan.caller), stop.clone());
+        if http2 {
+            let session = v2::Session {
+                engine,
+                supervisor,
+                shared,
+                board: self.board.clone(),
+                door,
+                caller,
+                stop,
+            };
+            return v2::run(socket, session).await;
+        }
+        let context = session::Context::new(engine, supervisor, shared, door, caller);
+        session::run(socket, session::Context { stop, ..context }).await
     }
 }
 
@@ -272,6 +324,7 @@ fn plan(door: &DialedDoor) -> Result<Plan, String> {
         bearer: SecretString::from(door.bearer.as_str()),
         caller,
         tls,
+        http2: door.protocol() != DoorProtocol::Frames,
     })
 }
 
@@ -286,8 +339,7 @@ mod tests {
             bearer: "canary".to_owned(),
             mode: CredentialMode::Agent.into(),
             name: "cp".to_owned(),
-            allow_insecure: false,
-            ca_pem: bytes::Bytes::new(),
+            ..DialedDoor::default()
         }
     }
 

@@ -1,19 +1,10 @@
 //! The HTTP and HTTPS doors: `ANY /api/k8s/<kubernetes path>`, pass-through of the apiserver's own paths, and the
 //! served WebSockets. HTTP/1.1 and h2; bodies stream both ways.
 
-use std::{
-    convert::Infallible,
-    io,
-    pin::{Pin, pin},
-    sync::Arc,
-    task::{Context as TaskContext, Poll, ready},
-    time::Duration,
-};
+use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
-use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -30,17 +21,20 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
 use super::{
+    board::Board,
+    body::{DoorBody, take_body},
     gate::Gate,
     served,
+    upgrade::{self, Asked},
     watchdog::{WRITE_LIMIT, Watchdog},
 };
 use crate::{
-    engine::{AnswerEnd, Ask, Engine, EngineBody},
+    engine::{Ask, Engine},
     path,
     shared::Shared,
     status::Failure,
-    streams::{Cancel, CancelReason},
-    upstream::{BoxError, RequestBody, Supervised},
+    streams::Cancel,
+    upstream::Supervised,
 };
 
 /// Where the Kubernetes API hangs for callers of the seeds.
@@ -49,7 +43,7 @@ const PREFIX: &str = "/api/k8s";
 const ROOTS: [&str; 8] = [
     "/api", "/apis", "/version", "/openapi", "/healthz", "/readyz", "/livez", "/metrics",
 ];
-const METHODS: [Method; 7] = [
+pub(super) const METHODS: [Method; 7] = [
     Method::GET,
     Method::POST,
     Method::PUT,
@@ -63,8 +57,6 @@ const METHODS: [Method; 7] = [
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// A caller that does not finish its TLS handshake.
 const TLS_TIMEOUT: Duration = Duration::from_secs(10);
-/// Small bodies are taken in whole, so that they can be sent again with a newer token.
-const SMALL_BODY: u64 = 64 * 1024;
 /// A head must fit in; large tokens and many groups do.
 const H1_BUFFER: usize = 64 * 1024;
 const H2_HEADER_LIST: u32 = 256 * 1024;
@@ -86,6 +78,8 @@ pub struct Door {
     pub gate: Gate,
     /// For served WebSockets.
     pub shared: Shared,
+    /// Where sessions over served WebSockets tell how they are.
+    pub board: Board,
     /// Owns the connections.
     pub supervisor: Supervisor,
     /// TLS, for the HTTPS door.
@@ -142,6 +136,7 @@ async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, doo
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
         .max_send_buf_size(H2_SEND_BUFFER)
+        .enable_connect_protocol()
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20));
     let service = {
@@ -188,7 +183,8 @@ impl Door {
             Failure::new(StatusCode::NOT_FOUND, "no_route", sentence)
         })?;
         let admitted = self.gate.admit_http(request.headers())?;
-        if !METHODS.contains(request.method()) {
+        let asked = Asked::read(&request)?;
+        if asked.is_none() && !METHODS.contains(request.method()) {
             return Err(Failure::new(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method",
@@ -197,8 +193,9 @@ impl Door {
         }
         let uri = path::join(kubernetes, request.uri().query())
             .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, "path", error.to_string()))?;
-        let (parts, body) = request.into_parts();
-        let ask = Ask {
+        let (mut parts, body) = request.into_parts();
+        let on = asked.as_ref().map(|_| upgrade::on(&mut parts));
+        let mut ask = Ask {
             door: Arc::clone(&self.name),
             caller: admitted.caller,
             request_id: String::new(),
@@ -210,6 +207,10 @@ impl Door {
             rewatch_clean_end: false,
             cancel: Cancel::default(),
         };
+        if let (Some(asked), Some(on)) = (asked, on) {
+            asked.prepare(&mut ask);
+            return Ok(upgrade::carry(&self.engine, &self.supervisor, ask, &asked, on).await);
+        }
         Ok(self
             .engine
             .call(ask)
@@ -220,17 +221,18 @@ impl Door {
     fn upgrade(&self, name: &'static str, request: Request<Incoming>) -> Result<Response<DoorBody>, Failure> {
         let caller = self.gate.admit_websocket(request.headers())?;
         let accept = served::accept_key(&request)?;
-        let context = served::context(self, name, caller);
-        let supervisor = self.supervisor.clone();
-        supervisor.spawn("frame connection", async move {
+        let protocol = served::protocol(request.headers());
+        let door = self.clone();
+        self.supervisor.spawn("WebSocket", async move {
             match hyper::upgrade::on(request).await {
                 Ok(upgraded) => {
-                    served::run(Watchdog::new(TokioIo::new(upgraded), WRITE_LIMIT), context).await
+                    let stream = Watchdog::new(TokioIo::new(upgraded), WRITE_LIMIT);
+                    served::run(stream, &door, name, caller, protocol).await;
                 }
                 Err(error) => debug!(%error, "a WebSocket did not come about"),
             }
         });
-        Ok(served::switching(&accept, DoorBody::Full(Bytes::new())))
+        Ok(served::switching(&accept, protocol, DoorBody::Full(Bytes::new())))
     }
 }
 
@@ -244,67 +246,6 @@ fn kubernetes_path(path: &str) -> Option<&str> {
         return Some(if rest.is_empty() { "/" } else { rest });
     }
     ROOTS.iter().any(|root| below(root).is_some()).then_some(path)
-}
-
-async fn take_body(body: Incoming) -> Result<RequestBody, Failure> {
-    if body.is_end_stream() {
-        return Ok(RequestBody::Full(Bytes::new()));
-    }
-    if body.size_hint().exact().is_some_and(|size| size <= SMALL_BODY) {
-        let whole = body.collect().await.map_err(|error| {
-            Failure::new(
-                StatusCode::BAD_REQUEST,
-                "body",
-                format!("the request body did not arrive: {error}"),
-            )
-        })?;
-        return Ok(RequestBody::Full(whole.to_bytes()));
-    }
-    Ok(RequestBody::Stream(body.map_err(BoxError::from).boxed_unsync()))
-}
-
-/// What goes back through an HTTP door.
-#[derive(Debug)]
-pub enum DoorBody {
-    /// A refusal.
-    Full(Bytes),
-    /// An answer of the engine.
-    Engine(Box<EngineBody>),
-}
-
-impl Body for DoorBody {
-    type Data = Bytes;
-    type Error = AnswerEnd;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut TaskContext<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, AnswerEnd>>> {
-        match self.get_mut() {
-            Self::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Engine(body) => Poll::Ready(match ready!(Pin::new(body.as_mut()).poll_frame(cx)) {
-                // Between two events a watch may end at any time; its client opens it again. Anything else that is
-                // cut short must look cut short.
-                Some(Err(AnswerEnd::Cancelled(CancelReason::Draining))) if body.is_events() => None,
-                frame => frame,
-            }),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Full(bytes) => bytes.is_empty(),
-            Self::Engine(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Engine(body) => body.size_hint(),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,19 +1,20 @@
-//! WebSockets that others open to us: `/ws/k8s`, `/ws/control-plane`, `/ws/runner`. The same frames on each; the
-//! door's name tells them apart in policy and audit.
+//! WebSockets that others open to us: `/ws/k8s`, `/ws/control-plane`, `/ws/runner`. The same protocols on each: frames,
+//! or HTTP/2 when the peer offers it; the door's name tells them apart in policy and audit.
 
 use std::sync::Arc;
 
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use runtime::websocket;
+use runtime::{carrier, websocket};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{handshake::derive_accept_key, protocol::Role},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::http::Door;
+use super::{http::Door, v2};
 use crate::{
     frames::{codec::MAX_FRAME, session},
     identity::Caller,
@@ -62,7 +63,30 @@ pub(super) fn accept_key(request: &Request<Incoming>) -> Result<String, Failure>
     Ok(derive_accept_key(key.as_bytes()))
 }
 
-pub(super) fn switching<B>(accept: &str, body: B) -> Response<B> {
+/// What is spoken over a WebSocket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// JSON frames, one per text message.
+    Frames,
+    /// HTTP/2, of which we are the server.
+    Http2,
+}
+
+/// What a peer offers: HTTP/2 when it names it, else frames.
+pub(super) fn protocol(headers: &HeaderMap) -> Protocol {
+    let mut offered = headers
+        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    if offered.any(|offered| offered.trim() == v2::SUBPROTOCOL) {
+        Protocol::Http2
+    } else {
+        Protocol::Frames
+    }
+}
+
+pub(super) fn switching<B>(accept: &str, protocol: Protocol, body: B) -> Response<B> {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -71,23 +95,72 @@ pub(super) fn switching<B>(accept: &str, body: B) -> Response<B> {
     if let Ok(value) = HeaderValue::from_str(accept) {
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, value);
     }
+    if protocol == Protocol::Http2 {
+        let picked = HeaderValue::from_static(v2::SUBPROTOCOL);
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, picked);
+    }
     response
 }
 
-pub(super) fn context(door: &Door, name: &str, caller: Arc<Caller>) -> session::Context {
-    let (engine, supervisor, shared) = (door.engine.clone(), door.supervisor.clone(), door.shared.clone());
-    session::Context::new(engine, supervisor, shared, name.into(), caller)
-}
-
 /// Serves one WebSocket until it ends.
-pub(super) async fn run<S>(stream: S, context: session::Context)
-where
+pub(super) async fn run<S>(
+    stream: S,
+    door: &Door,
+    name: &'static str,
+    caller: Arc<Caller>,
+    protocol: Protocol,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let socket =
-        WebSocketStream::from_raw_socket(stream, Role::Server, Some(websocket::config(MAX_FRAME))).await;
-    let (door, caller) = (Arc::clone(&context.door), context.caller.name.clone());
-    info!(%door, caller, "a frame connection opened");
-    let end = session::run(socket, context).await;
-    info!(%door, caller, end = end.sentence(), "a frame connection ended");
+    let (engine, supervisor, shared) = (door.engine.clone(), door.supervisor.clone(), door.shared.clone());
+    let who = caller.name.clone();
+    info!(door = name, caller = who, ?protocol, "a WebSocket opened");
+    let socket = async |max_message| {
+        let config = Some(websocket::config(max_message));
+        WebSocketStream::from_raw_socket(stream, Role::Server, config).await
+    };
+    let end = match protocol {
+        Protocol::Frames => {
+            let context = session::Context::new(engine, supervisor, shared, name.into(), caller);
+            session::run(socket(MAX_FRAME).await, context).await
+        }
+        Protocol::Http2 => {
+            let session = v2::Session {
+                engine,
+                supervisor,
+                shared,
+                board: door.board.clone(),
+                door: name.into(),
+                caller,
+                stop: CancellationToken::new(),
+            };
+            v2::run(socket(carrier::MAX_MESSAGE).await, session).await
+        }
+    };
+    info!(
+        door = name,
+        caller = who,
+        end = end.sentence(),
+        "a WebSocket ended"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn http2_is_spoken_with_whoever_offers_it() {
+        let of = |lines: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(header::SEC_WEBSOCKET_PROTOCOL, line.parse().unwrap());
+            }
+            protocol(&headers)
+        };
+        assert_eq!(of(&[]), Protocol::Frames);
+        assert_eq!(of(&["something"]), Protocol::Frames);
+        assert_eq!(of(&["something, pipeops.k8s.h2"]), Protocol::Http2);
+        assert_eq!(of(&["something", "pipeops.k8s.h2"]), Protocol::Http2);
+    }
 }

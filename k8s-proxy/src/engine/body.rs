@@ -81,6 +81,11 @@ impl EngineBody {
         self.events
     }
 
+    /// Whether it may last for hours.
+    pub fn is_endless(&self) -> bool {
+        self.ticket.stream().is_some_and(|stream| stream.endless)
+    }
+
     fn end(&mut self, word: &'static str) {
         self.over = true;
         self.ticket.end = word;

@@ -12,6 +12,7 @@
 pub mod body;
 pub mod credential;
 mod ticket;
+mod tunnel;
 mod watch;
 
 use std::{sync::Arc, time::Duration};
@@ -23,10 +24,11 @@ use http::{
 };
 use runtime::{supervise::chain, trace};
 use tokio::time::{Instant, timeout};
-use tracing::{Instrument as _, field, info_span};
+use tracing::{Instrument as _, Span, field, info_span};
 
 pub use body::{AnswerEnd, EngineBody};
 use ticket::Ticket;
+pub use tunnel::Tunnel;
 
 use crate::{
     audit::Audit,
@@ -36,7 +38,7 @@ use crate::{
     policy::{Decision, Policy, Subject},
     shared::Shared,
     status::Failure,
-    streams::{Cancel, NewStream, StreamTable},
+    streams::{Cancel, CancelReason, NewStream, StreamTable},
     target::Target,
     upstream::{AnswerBody, Class, RequestBody, Upstream, UpstreamError},
 };
@@ -137,6 +139,16 @@ impl Engine {
     /// Carries out a call. Every outcome is an answer.
     pub async fn call(&self, ask: Ask) -> Response<EngineBody> {
         let upgrade = headers::wants_upgrade(&ask.headers);
+        let (target, span, mut ticket) = self.begin(&ask, upgrade);
+        let outcome = self
+            .carry(ask, target, upgrade, &mut ticket)
+            .instrument(span.clone())
+            .await;
+        Self::finish(outcome, ticket, &span)
+    }
+
+    /// Reads what is asked, and opens its span and its ticket.
+    fn begin(&self, ask: &Ask, upgrade: bool) -> (Target, Span, Ticket) {
         let target = Target::read(&ask.method, &ask.uri, upgrade);
         let span = info_span!(
             "kubernetes.request",
@@ -156,11 +168,15 @@ impl Engine {
                 .record("http.route", route);
             trace::set_parent(&span, &ask.headers);
         }
-        let mut ticket = Ticket::new(Arc::clone(&self.inner), &ask, &target, span.clone());
-        let outcome = self
-            .carry(ask, target, upgrade, &mut ticket)
-            .instrument(span.clone())
-            .await;
+        let ticket = Ticket::new(Arc::clone(&self.inner), ask, &target, span.clone());
+        (target, span, ticket)
+    }
+
+    fn finish(
+        outcome: Result<Response<body::Inner>, Failure>,
+        mut ticket: Ticket,
+        span: &Span,
+    ) -> Response<EngineBody> {
         let response = match outcome {
             Ok(response) => {
                 ticket.status = response.status();
@@ -179,14 +195,10 @@ impl Engine {
         response
     }
 
-    async fn carry(
-        &self,
-        ask: Ask,
-        target: Target,
-        upgrade: bool,
-        ticket: &mut Ticket,
-    ) -> Result<Response<body::Inner>, Failure> {
-        let (headers, own_token, subject) = credential::prepare(&ask)?;
+    /// Everything that may refuse a call before the apiserver hears of it; returns its clean headers and whether
+    /// our own token goes with it.
+    fn admit(&self, ask: &Ask, target: &Target, ticket: &mut Ticket) -> Result<(HeaderMap, bool), Failure> {
+        let (headers, own_token, subject) = credential::prepare(ask)?;
         ticket.user = subject.user.clone();
         let new = NewStream {
             door: Arc::clone(&ask.door),
@@ -207,13 +219,24 @@ impl Engine {
             .retry_after(1)
         })?;
         ticket.admitted(open);
-        let decision = self.decide(&ask.caller, &subject, &target);
+        let decision = self.decide(&ask.caller, &subject, target);
         ticket.decided(&decision);
         if !decision.allowed {
             return Err(Failure::new(StatusCode::FORBIDDEN, "policy", decision.reason));
         }
+        Ok((headers, own_token))
+    }
+
+    async fn carry(
+        &self,
+        ask: Ask,
+        target: Target,
+        upgrade: bool,
+        ticket: &mut Ticket,
+    ) -> Result<Response<body::Inner>, Failure> {
+        let (headers, own_token) = self.admit(&ask, &target, ticket)?;
         if upgrade {
-            let sentence = "exec, attach and port-forward are not carried by this version of k8s-proxy";
+            let sentence = "this door carries no exec, attach and port-forward: use the HTTPS door, or HTTP/2 over the WebSocket";
             return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, "upgrade", sentence));
         }
         let mut sendable = Sendable {
@@ -221,7 +244,7 @@ impl Engine {
             headers,
             own_token,
         };
-        trace::inject(&tracing::Span::current(), &mut sendable.headers);
+        trace::inject(&Span::current(), &mut sendable.headers);
         let cancelled = ask.cancel.cancelled();
         let work = async {
             if target.watch {
@@ -239,10 +262,7 @@ impl Engine {
         };
         tokio::select! {
             biased;
-            () = cancelled => {
-                let reason = ask.cancel.reason().map_or("cancelled", crate::streams::CancelReason::sentence);
-                Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "cancelled", reason))
-            }
+            () = cancelled => Err(ended(&ask.cancel)),
             result = work => result,
         }
     }
@@ -383,4 +403,19 @@ impl Engine {
             Err(failure) => Err(failure.message),
         }
     }
+}
+
+/// What a caller hears of a call that was ended before its answer began.
+fn ended(cancel: &Cancel) -> Failure {
+    let reason = cancel.reason().unwrap_or(CancelReason::Caller);
+    let code = match reason {
+        CancelReason::Deadline => StatusCode::GATEWAY_TIMEOUT,
+        CancelReason::Caller
+        | CancelReason::ConnectionLost
+        | CancelReason::Operator
+        | CancelReason::Draining
+        | CancelReason::Withdrawn
+        | CancelReason::Stalled => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Failure::new(code, "cancelled", reason.sentence())
 }

@@ -16,7 +16,7 @@ use super::{AnswerBody, RequestBody, Upstream, UpstreamError, body::Held};
 use crate::streams::lock;
 
 /// Bounds what a stalled or busy answer holds; list speed is the same with more (measured). The head must fit in.
-const BUFFER: usize = 32 * 1024;
+pub(super) const BUFFER: usize = 32 * 1024;
 /// Idle connections that are kept.
 const MAX_IDLE: usize = 32;
 /// Below the apiserver's own idle timeout (Go's default of 90 s and more).
@@ -112,7 +112,12 @@ impl Upstream {
         Ok(self.wrap(sender, response, endless))
     }
 
-    fn wrap(&self, sender: Sender, response: Response<Incoming>, endless: bool) -> Response<AnswerBody> {
+    pub(super) fn wrap(
+        &self,
+        sender: Sender,
+        response: Response<Incoming>,
+        endless: bool,
+    ) -> Response<AnswerBody> {
         let returned = Returned {
             sender,
             upstream: self.clone(),

@@ -3,6 +3,7 @@
 //! ```text
 //!  ordinary calls ─► h1 pool: one call at a time on a connection; a dropped answer closes it, which cancels the call
 //!  watches, logs  ─► h2 pool: at most 90 on a connection, and pings that find a dead one; h1 where there is no h2
+//!  exec and so on ─► h1, a connection each, switched to WebSocket or SPDY and never used again
 //! ```
 
 mod body;
@@ -11,6 +12,7 @@ mod h1;
 mod h2;
 pub mod kubeconfig;
 mod settings;
+mod upgrade;
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,6 +28,7 @@ pub use body::{AnswerBody, BodyError, BoxError, RequestBody};
 pub use credential::{Credential, TokenSource};
 pub(crate) use h2::Supervised;
 pub use settings::{ClientCertificate, Parts, Settings, SettingsError};
+pub use upgrade::Switched;
 
 /// For the TCP connection, and again for TLS.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -14,6 +14,19 @@ use tonic::Code;
 
 use crate::support::{Core, Setup, eventually, request, soon, spec};
 
+/// Every open call, oldest first.
+pub(crate) async fn streams(setup: &Setup) -> Vec<proto::v1::Stream> {
+    let mut client = ProxyClient::new(setup.proxy.grpc(Path::new("private/operator-token")));
+    let listed = client.list_streams(ListStreamsRequest {}).await.unwrap();
+    listed.into_inner().streams
+}
+
+/// Ends a call as an operator.
+pub(crate) async fn cancel(setup: &Setup, id: u64) {
+    let mut client = ProxyClient::new(setup.proxy.grpc(Path::new("private/operator-token")));
+    client.cancel_stream(CancelStreamRequest { id }).await.unwrap();
+}
+
 #[tokio::test]
 async fn streams_are_listed_watched_and_cancelled() {
     let setup = Setup::start().await;

@@ -79,38 +79,6 @@ async fn a_caller_that_goes_away_cancels_its_call() {
 }
 
 #[tokio::test]
-async fn upgrades_are_refused_in_a_sentence() {
-    let setup = Setup::start().await;
-    let mut exec = request(Method::POST, "/api/v1/namespaces/a/pods/x/log", "door-token");
-    exec.headers_mut()
-        .insert("connection", "Upgrade".parse().unwrap());
-    exec.headers_mut().insert("upgrade", "SPDY/3.1".parse().unwrap());
-    let (status, body) = text(setup.proxy.send(exec).await).await;
-    assert!(matches!(status.as_u16(), 403 | 501), "{status}");
-    assert!(body.contains("\"kind\":\"Status\""));
-    let dir = tempfile::tempdir().unwrap();
-    let policy = dir.path().join("policy.yaml");
-    std::fs::write(
-        &policy,
-        "rules: [{name: exec, effect: allow, resources: [pods/exec]}]",
-    )
-    .unwrap();
-    let flags = ["--policy-file", policy.to_str().unwrap()];
-    let setup = Setup::with(crate::support::Api::start().await, &flags).await;
-    let mut exec = request(
-        Method::GET,
-        "/api/v1/namespaces/a/pods/x/exec?command=sh",
-        "door-token",
-    );
-    exec.headers_mut()
-        .insert("connection", "Upgrade".parse().unwrap());
-    exec.headers_mut().insert("upgrade", "websocket".parse().unwrap());
-    let (status, body) = text(setup.proxy.send(exec).await).await;
-    assert_eq!(status.as_u16(), 501);
-    assert!(body.contains("not carried"), "{body}");
-}
-
-#[tokio::test]
 async fn an_apiserver_that_does_not_answer_is_a_504_and_one_that_is_away_a_502() {
     let setup = Setup::with(crate::support::Api::start().await, &["--response-timeout", "1s"]).await;
     let (status, body) = setup.proxy.get("/api/v1/pods?hang=true", "door-token").await;

@@ -17,3 +17,5 @@ mod rewatch;
 mod stall;
 mod support;
 mod trust;
+mod upgrades;
+mod v2;

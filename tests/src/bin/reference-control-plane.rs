@@ -7,10 +7,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use clap::Parser;
-use harness::control_plane::{Chisel, ControlPlane, ControlPlaneConfig};
+use clap::{Parser, Subcommand};
+use harness::control_plane::{
+    Chisel, ControlPlane, ControlPlaneConfig,
+    conformance::{self, Target},
+};
 use runtime::telemetry::{LogFormat, TelemetryConfig};
 use tokio::signal::unix::{SignalKind, signal};
+use url::Url;
 
 /// The server side of the agent's contracts, for trying and testing it without anybody's service.
 #[derive(Debug, Parser)]
@@ -64,6 +68,68 @@ struct Args {
     /// Write the real addresses there, as JSON.
     #[arg(long, env = "PIPEOPS_ADDRESSES_FILE")]
     addresses_file: Option<PathBuf>,
+    #[command(subcommand)]
+    check: Option<Check>,
+}
+
+/// What can be asked of a control plane that runs, this one or another.
+#[derive(Debug, Subcommand)]
+enum Check {
+    /// Check the window contract of HTTP/2 over the WebSocket: stalled readers hold up nobody else.
+    CheckWindows {
+        /// ws:// or wss:// URL that a proxy dials.
+        #[arg(long)]
+        dial: Url,
+        /// File with the proxy's token.
+        #[arg(long)]
+        dial_token_file: PathBuf,
+        /// URL under which callers find the Kubernetes API of that proxy.
+        #[arg(long)]
+        front: Url,
+        /// File with the callers' token.
+        #[arg(long)]
+        front_token_file: PathBuf,
+        /// PEM file of an authority for both; the system's when absent.
+        #[arg(long)]
+        ca_file: Option<PathBuf>,
+        /// Readers that stall.
+        #[arg(long, default_value_t = 100)]
+        stalled: usize,
+    },
+}
+
+impl Check {
+    async fn run(self) -> Result<()> {
+        runtime::tls::install_provider();
+        let Self::CheckWindows {
+            dial,
+            dial_token_file,
+            front,
+            front_token_file,
+            ca_file,
+            stalled,
+        } = self;
+        let read = |path: &Path| {
+            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+        };
+        let target = Target {
+            dial,
+            dial_token: read(&dial_token_file)?.trim().into(),
+            front,
+            front_token: read(&front_token_file)?.trim().into(),
+            ca: ca_file
+                .map(|path| read(&path))
+                .transpose()?
+                .map(String::into_bytes),
+            stalled,
+        };
+        let seen = conformance::windows(&target).await?;
+        println!(
+            "{stalled} stalled readers hold {} bytes; p99 of a small call {:?} before, {:?} beside them",
+            seen.held, seen.before, seen.beside
+        );
+        Ok(())
+    }
 }
 
 fn main() -> ExitCode {
@@ -83,7 +149,10 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(args: Args) -> Result<()> {
+async fn run(mut args: Args) -> Result<()> {
+    if let Some(check) = args.check.take() {
+        return check.run().await;
+    }
     // Both are taken before anything listens, so that no signal is lost.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let telemetry = runtime::telemetry::init(&TelemetryConfig {

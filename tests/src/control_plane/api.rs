@@ -22,6 +22,7 @@ use super::{
     book::{Heartbeat, Registered, Registration, rfc3339},
     config::{KnownAgent, TunnelApi, TunnelWish, Vocabulary},
     faults::{Effect, Route},
+    link::http2::SUBPROTOCOL,
     links,
     secrets::{bearer, same},
     state::State,
@@ -320,11 +321,12 @@ async fn proxy(Shared(state): Shared<App>, Path(id): Path<String>, mut request: 
             "this connection cannot become a WebSocket",
         );
     };
+    let http2 = state.config.link.http2 && links::offers_http2(request.headers());
     // Weak: a connection that never finishes its upgrade must not keep the control plane.
     let state = Arc::downgrade(&state);
     tokio::spawn(async move {
         let Some(state) = state.upgrade() else { return };
-        if let Err(error) = links::accepted(&state.links, upgrade, &id, state.config.link).await {
+        if let Err(error) = links::accepted(&state.links, upgrade, http2, &id, state.config.link).await {
             tracing::info!(cluster = id, error = format!("{error:#}"), "link refused");
         }
     });
@@ -333,5 +335,12 @@ async fn proxy(Shared(state): Shared<App>, Path(id): Path<String>, mut request: 
         (header::UPGRADE, "websocket".to_owned()),
         (header::SEC_WEBSOCKET_ACCEPT, key),
     ];
-    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+    let mut response = (StatusCode::SWITCHING_PROTOCOLS, headers).into_response();
+    if http2 {
+        let picked = http::HeaderValue::from_static(SUBPROTOCOL);
+        response
+            .headers_mut()
+            .insert(header::SEC_WEBSOCKET_PROTOCOL, picked);
+    }
+    response
 }

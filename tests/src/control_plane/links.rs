@@ -11,17 +11,20 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, sync::watch, time::timeout};
+use runtime::websocket::{self, Connect};
+use tokio::sync::watch;
 use tokio_tungstenite::{
-    WebSocketStream, client_async_with_config,
+    WebSocketStream,
     tungstenite::{
-        client::IntoClientRequest,
         handshake::derive_accept_key,
         protocol::{Role, WebSocketConfig},
     },
 };
 
-use super::link::{Direction, LinkLimits, ProxyLink};
+use super::link::{
+    Direction, LinkLimits, ProxyLink,
+    http2::{Hold, SUBPROTOCOL, Stallable},
+};
 
 /// Links to one cluster at once; the proxy of one pod needs one, two while it replaces it.
 const MAX_LINKS: usize = 64;
@@ -87,10 +90,12 @@ impl Links {
         });
     }
 
-    /// Serves a WebSocket that is open.
-    fn add<S>(
+    /// Serves a connection whose WebSocket handshake is over.
+    async fn add<S>(
         &self,
-        socket: WebSocketStream<S>,
+        socket: WebSocketStream<Stallable<S>>,
+        hold: Hold,
+        http2: bool,
         cluster: &str,
         direction: Direction,
         limits: LinkLimits,
@@ -102,10 +107,15 @@ impl Links {
             bail!("cluster {cluster} has {MAX_LINKS} links already");
         }
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let link = ProxyLink::start(socket, id, cluster, direction, limits);
+        let link = if http2 {
+            ProxyLink::start_http2(socket, hold, id, cluster, direction, limits).await?
+        } else {
+            // Frames have a stall of their own, above the socket.
+            ProxyLink::start(socket, id, cluster, direction, limits)
+        };
         self.lock().push(Arc::clone(&link));
         self.news.send_modify(|count| *count += 1);
-        tracing::info!(cluster, link = id, ?direction, "link open");
+        tracing::info!(cluster, link = id, ?direction, http2, "link open");
         Ok(link)
     }
 
@@ -143,16 +153,31 @@ pub(super) fn handshake(headers: &http::HeaderMap) -> Result<String, (http::Stat
     Ok(derive_accept_key(key.as_bytes()))
 }
 
+/// Whether a proxy offers HTTP/2.
+pub(super) fn offers_http2(headers: &http::HeaderMap) -> bool {
+    let offered = headers
+        .get_all(http::header::SEC_WEBSOCKET_PROTOCOL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','));
+    offered.into_iter().any(|offered| offered.trim() == SUBPROTOCOL)
+}
+
 /// Takes over a connection whose handshake was answered.
 pub(super) async fn accepted(
     links: &Links,
     upgrade: hyper::upgrade::OnUpgrade,
+    http2: bool,
     cluster: &str,
     limits: LinkLimits,
 ) -> Result<()> {
+    let hold = Hold::new();
     let stream = TokioIo::new(upgrade.await.context("the connection ended before its upgrade")?);
+    let stream = Stallable::new(stream, &hold);
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config(&limits))).await;
-    links.add(socket, cluster, Direction::FromProxy, limits)?;
+    links
+        .add(socket, hold, http2, cluster, Direction::FromProxy, limits)
+        .await?;
     Ok(())
 }
 
@@ -164,31 +189,35 @@ pub(super) async fn dial(
     bearer: &str,
     limits: LinkLimits,
 ) -> Result<Arc<ProxyLink>> {
-    let mut request = url
-        .into_client_request()
-        .with_context(|| format!("{url} is no WebSocket URL"))?;
-    request
-        .headers_mut()
-        .insert(http::header::AUTHORIZATION, format!("Bearer {bearer}").parse()?);
-    let authority = request.uri().authority().context("the URL has no host")?;
-    if request.uri().scheme_str() != Some("ws") {
+    let url = url::Url::parse(url).with_context(|| format!("{url} is no WebSocket URL"))?;
+    if url.scheme() != "ws" {
         bail!("only ws:// is dialled: what the tunnel brings is on the loopback");
     }
-    let address = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
-    let dialling = async {
-        let tcp = TcpStream::connect(&address)
-            .await
-            .with_context(|| format!("connecting to {address}"))?;
-        tcp.set_nodelay(true)?;
-        let (socket, _) = client_async_with_config(request, tcp, Some(config(&limits)))
-            .await
-            .with_context(|| format!("WebSocket handshake with {url}"))?;
-        Ok::<_, anyhow::Error>(socket)
-    };
-    let socket = timeout(HANDSHAKE, dialling)
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    // Never used, since there is no TLS here.
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let hold = Hold::new();
+    let bearer = secrecy::SecretString::from(bearer);
+    let dialling = websocket::negotiate(
+        Connect {
+            url: &url,
+            bearer: Some(&bearer),
+            subprotocol: limits.http2.then_some(SUBPROTOCOL),
+            tls: Arc::new(tls),
+            timeout: HANDSHAKE,
+            max_message: limits.max_frame_in,
+        },
+        |stream| Stallable::new(stream, &hold),
+    );
+    let (socket, http2) = dialling
         .await
-        .with_context(|| format!("{url} took too long"))??;
-    links.add(socket, cluster, Direction::ToProxy, limits)
+        .with_context(|| format!("WebSocket handshake with {url}"))?;
+    links
+        .add(socket, hold.clone(), http2, cluster, Direction::ToProxy, limits)
+        .await
 }
 
 /// The URL of a proxy's WebSocket behind a forward.

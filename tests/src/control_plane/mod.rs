@@ -16,6 +16,7 @@ mod api;
 mod book;
 mod chisel;
 mod config;
+pub mod conformance;
 mod door;
 mod faults;
 pub mod frames;
@@ -50,7 +51,10 @@ pub use self::{
     config::{Chisel, ControlPlaneConfig, HostKey, KnownAgent, TunnelApi, TunnelWish, Vocabulary},
     faults::{Answer, Route, Times},
     frames::Call,
-    link::{Direction, End, LinkError, LinkLimits, LinkView, ProxyLink, Response, ResponseStream, Tap},
+    link::{
+        Direction, End, LinkBody, LinkError, LinkLimits, LinkView, ProxyLink, Response, ResponseStream, Tap,
+        Unanswered,
+    },
     state::{ForwardView, TunnelView},
 };
 use self::{

@@ -7,8 +7,8 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::{
-    control_plane::{Call, ResponseStream, Tap},
-    lab::{Cluster, Lab, kubectl},
+    control_plane::{Call, ControlPlaneConfig, ResponseStream, Tap},
+    lab::{Cluster, Lab, TOKEN, kubectl},
     wait::eventually,
 };
 
@@ -21,7 +21,7 @@ const EVENTS: usize = 10;
 /// # Errors
 /// When a watch misses something.
 pub async fn two_hundred(cluster: Cluster) -> Result<()> {
-    let (lab, id) = Lab::running(cluster).await?;
+    let (lab, id) = over_frames(cluster).await?;
     let link = lab.control_plane.wait_link(&id).await;
     let mut streams = Vec::new();
     for number in 0..200 {
@@ -111,7 +111,7 @@ async fn answer_beside(watch: &ResponseStream, tap: &mut Tap) -> Result<Value> {
 /// # Errors
 /// When something else breaks.
 pub async fn bad_frames(cluster: Cluster) -> Result<()> {
-    let (lab, id) = Lab::running(cluster).await?;
+    let (lab, id) = over_frames(cluster).await?;
     let link = lab.control_plane.wait_link(&id).await;
     let mut watch = link.stream(&Call::get(PATH).query("watch", "true")).await?;
     let get = |path: &str| format!(r#"{{"id":"bad","method":"GET","path":{}}}"#, Value::from(path));
@@ -194,4 +194,13 @@ async fn eventually_event(stream: &mut ResponseStream, name: &str) -> Result<(()
             return Ok(((), start.elapsed()));
         }
     }
+}
+
+/// A lab whose link speaks frames: what is looked at here is their own.
+async fn over_frames(cluster: Cluster) -> Result<(Lab, String)> {
+    let mut config = ControlPlaneConfig::new(TOKEN);
+    config.link.http2 = false;
+    let mut lab = Lab::with(cluster, config, |pod| pod).await?;
+    let id = lab.start().await?;
+    Ok((lab, id))
 }

@@ -5,6 +5,7 @@
 //!  contract    what the simulation promises, asked of the real apiserver
 //!  local       scenarios with our processes on this machine and the admin's kubeconfig
 //!  apiserver   watches through the front across a restart of the apiserver; one trace that it joins
+//!  kubectl     a table of what is typed, straight and through the front, compared
 //!  chart       helm install, kills, upgrades, refusals: with images of `make images`
 //! ```
 //!
@@ -14,4 +15,5 @@ mod apiserver;
 mod chart;
 mod contract;
 mod informer;
+mod kubectl;
 mod local;

@@ -102,7 +102,29 @@ struct Script {
     body: String,
 }
 
+/// An upgraded call: the apiserver echoes what it is sent until the test or the caller ends it.
+pub(crate) struct Tunnel {
+    pub(crate) request: Seen,
+    ended: watch::Receiver<bool>,
+    end: Arc<Notify>,
+}
+
+impl Tunnel {
+    /// Ends it from the apiserver's side.
+    pub(crate) fn end(&self) {
+        self.end.notify_one();
+    }
+
+    /// Waits until it has ended.
+    pub(crate) async fn closed(&mut self) {
+        soon("the upgraded call is closed", self.ended.wait_for(|ended| *ended))
+            .await
+            .unwrap();
+    }
+}
+
 struct State {
+    tunnels: mpsc::Sender<Tunnel>,
     seen: Mutex<Vec<Seen>>,
     scripts: Mutex<VecDeque<Script>>,
     streams: mpsc::Sender<Stream>,
@@ -117,6 +139,7 @@ pub(crate) struct Api {
     pub(crate) ca_pem: Option<String>,
     state: Arc<State>,
     streams: tokio::sync::Mutex<mpsc::Receiver<Stream>>,
+    tunnels: tokio::sync::Mutex<mpsc::Receiver<Tunnel>>,
 }
 
 impl Api {
@@ -133,7 +156,9 @@ impl Api {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (streams, receiver) = mpsc::channel(1024);
+        let (tunnels, upgraded) = mpsc::channel(1024);
         let state = Arc::new(State {
+            tunnels,
             seen: Mutex::default(),
             scripts: Mutex::default(),
             streams,
@@ -160,10 +185,13 @@ impl Api {
                     let builder = Builder::new(TokioExecutor::new());
                     let serve = async {
                         match acceptor {
-                            None => builder.serve_connection(TokioIo::new(tcp), service).await.ok(),
+                            None => builder
+                                .serve_connection_with_upgrades(TokioIo::new(tcp), service)
+                                .await
+                                .ok(),
                             Some(acceptor) => {
                                 let io = TokioIo::new(acceptor.accept(tcp).await.ok()?);
-                                builder.serve_connection(io, service).await.ok()
+                                builder.serve_connection_with_upgrades(io, service).await.ok()
                             }
                         }
                     };
@@ -176,6 +204,7 @@ impl Api {
             ca_pem: made.map(|made| made.pem),
             state,
             streams: tokio::sync::Mutex::new(receiver),
+            tunnels: tokio::sync::Mutex::new(upgraded),
         }
     }
 
@@ -188,6 +217,12 @@ impl Api {
     pub(crate) async fn stream(&self) -> Stream {
         let mut streams = self.streams.lock().await;
         soon("a stream is opened", streams.recv()).await.unwrap()
+    }
+
+    /// The next upgraded call.
+    pub(crate) async fn tunnel(&self) -> Tunnel {
+        let mut tunnels = self.tunnels.lock().await;
+        soon("an upgraded call", tunnels.recv()).await.unwrap()
     }
 
     /// Whether a stream waits that the test has not taken.
@@ -236,7 +271,8 @@ impl Api {
 }
 
 async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    let upgrade = parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
     let body = body
         .collect()
         .await
@@ -262,6 +298,9 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
             response.headers_mut().insert(name, value.parse().unwrap());
         }
         return Ok(response);
+    }
+    if let Some(upgrade) = upgrade.filter(|_| seen.headers.contains_key("upgrade")) {
+        return Ok(switch(&state, seen, upgrade).await);
     }
     if seen.query.contains("watch=true") || seen.query.contains("follow=true") {
         let (sender, receiver) = mpsc::channel(1);
@@ -304,6 +343,42 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
         "body": String::from_utf8_lossy(&seen.body),
     });
     Ok(full(StatusCode::OK, echo.to_string()))
+}
+
+async fn switch(state: &State, seen: Seen, upgrade: hyper::upgrade::OnUpgrade) -> Response<Body> {
+    let (over, ended) = watch::channel(false);
+    let end = Arc::new(Notify::new());
+    let mut response = full(StatusCode::SWITCHING_PROTOCOLS, String::new());
+    let headers = response.headers_mut();
+    headers.clear();
+    headers.insert("connection", "Upgrade".parse().unwrap());
+    headers.insert("upgrade", seen.headers["upgrade"].clone());
+    if let Some(protocols) = seen.headers.get("sec-websocket-protocol") {
+        let first = protocols.to_str().unwrap().split(',').next().unwrap();
+        headers.insert("sec-websocket-protocol", first.parse().unwrap());
+    }
+    if let Some(key) = seen.headers.get("sec-websocket-key") {
+        let accept = tokio_tungstenite::tungstenite::handshake::derive_accept_key(key.as_bytes());
+        headers.insert("sec-websocket-accept", accept.parse().unwrap());
+    }
+    let ending = Arc::clone(&end);
+    tokio::spawn(async move {
+        if let Ok(upgraded) = upgrade.await {
+            let (mut read, mut write) = tokio::io::split(TokioIo::new(upgraded));
+            tokio::select! {
+                _ = tokio::io::copy(&mut read, &mut write) => {}
+                () = ending.notified() => {}
+            }
+        }
+        over.send_replace(true);
+    });
+    let tunnel = Tunnel {
+        request: seen,
+        ended,
+        end,
+    };
+    state.tunnels.send(tunnel).await.ok();
+    response
 }
 
 fn full(status: StatusCode, body: String) -> Response<Body> {

@@ -2,6 +2,7 @@
 
 pub(crate) mod api;
 pub(crate) mod core;
+pub(crate) mod link;
 pub(crate) mod socket;
 
 use std::{future::Future, path::Path, time::Duration};
@@ -27,6 +28,7 @@ use tokio::net::TcpStream;
 
 pub(crate) use api::{Api, Stream, event};
 pub(crate) use core::Core;
+pub(crate) use link::Link;
 pub(crate) use socket::Socket;
 
 /// Longest wait for anything; nothing is proved by its length.

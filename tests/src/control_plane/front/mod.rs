@@ -1,14 +1,16 @@
-//! The HTTPS front: `/clusters/<id>/<kubernetes path>` for kubectl and client-go, carried as frames.
+//! The HTTPS front: `/clusters/<id>/<kubernetes path>` for kubectl and client-go, carried as HTTP/2 or as frames.
 //!
 //! ```text
-//!  kubectl ─► front token ─► call ─► newest link ─┬─ plain ──► one frame ──────────────► response
-//!                                                 ├─ follow ─► pieces ─────────────────► body
-//!                                                 └─ watch ──► watch (lives across links) ► body
+//!  kubectl ─► front token ─► newest link ─┬─ HTTP/2 ─► request and bodies as they are, upgrades (`through`)
+//!                                         └─ frames ─► call ─┬─ plain ──► one frame ──► response
+//!                                                            └─ follow ─► pieces ─────► body
+//!                                           both ─► watch (lives across links) ───────► body
 //! ```
 
 mod call;
 mod events;
 mod status;
+mod through;
 mod watch;
 
 use std::{io, sync::Arc};
@@ -71,17 +73,22 @@ async fn serve(Shared(state): Shared<Arc<State>>, request: Request) -> Response 
             &format!("no cluster {} is registered", target.cluster),
         );
     }
-    if request.headers().contains_key(header::UPGRADE) {
-        return refusal(
-            StatusCode::NOT_IMPLEMENTED,
-            "frames v1 carry no upgrades: no exec, attach, port-forward",
-        );
-    }
     let (mut parts, body) = request.into_parts();
     let span =
         tracing::info_span!("front", method = %parts.method, path = target.path, cluster = target.cluster);
     runtime::trace::set_parent(&span, &parts.headers);
     runtime::trace::inject(&span, &mut parts.headers);
+    if let Some(link) = state.links.newest(&target.cluster).filter(|link| link.is_http2()) {
+        return through::serve(&state, &target.cluster, link, &target.path, parts, body)
+            .instrument(span)
+            .await;
+    }
+    if through::upgrade(&parts.headers).is_some() {
+        return refusal(
+            StatusCode::NOT_IMPLEMENTED,
+            "frames v1 carry no upgrades: no exec, attach, port-forward",
+        );
+    }
     let body = match Limited::new(body, MAX_BODY).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {

@@ -1,10 +1,12 @@
-//! One WebSocket to one k8s-proxy, with many calls at once on it.
+//! One WebSocket to one k8s-proxy, with many calls at once on it: as HTTP/2 where the proxy takes it, else as frames.
 //!
 //! ```text
+//!  frames:
 //!  request / stream ─► out queue ─► writer ─► WebSocket ─► k8s-proxy
 //!  Waiting ◄─ table ◄─ decode ◄─ reader ◄─────────┘         (taps see every text message first)
 //! ```
 
+pub(super) mod http2;
 mod pump;
 mod stream;
 mod table;
@@ -34,8 +36,12 @@ use tokio_tungstenite::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::stream::{End, ResponseStream};
+use self::http2::Http2;
 use self::table::{Table, Waiting};
+pub use self::{
+    http2::{LinkBody, Unanswered},
+    stream::{End, ResponseStream},
+};
 use super::frames::{Call, Frame};
 
 /// Messages that wait for the socket; a caller that finds it full waits its turn.
@@ -91,6 +97,13 @@ pub struct LinkLimits {
     pub ping_interval: Duration,
     /// Silence after which the link is taken for dead.
     pub silence: Duration,
+    /// Whether HTTP/2 is spoken where the other side takes it.
+    pub http2: bool,
+    /// HTTP/2: what may be on its way to one caller who does not read.
+    pub stream_window: u32,
+    /// HTTP/2: what may be on its way in all. Less than `stream_window` × the streams that may stall at once, and
+    /// those hold up everyone else for ever.
+    pub connection_window: u32,
 }
 
 impl Default for LinkLimits {
@@ -102,6 +115,10 @@ impl Default for LinkLimits {
             queue_bytes: 8 * 1024 * 1024,
             ping_interval: Duration::from_secs(10),
             silence: Duration::from_secs(30),
+            http2: true,
+            stream_window: 256 * 1024,
+            // The largest there is.
+            connection_window: i32::MAX as u32,
         }
     }
 }
@@ -156,6 +173,7 @@ pub struct ProxyLink {
     since: SystemTime,
     limits: LinkLimits,
     shared: Arc<Shared>,
+    http2: Option<Http2>,
 }
 
 /// What callers and the pump of a link share.
@@ -215,19 +233,7 @@ impl ProxyLink {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let (out, queue) = mpsc::channel(OUT_QUEUE);
-        let shared = Arc::new(Shared {
-            table: Table::new(limits.queue_bytes),
-            out,
-            stall: watch::Sender::new(false),
-            close: CancellationToken::new(),
-            ended: CancellationToken::new(),
-            reason: OnceLock::new(),
-            taps: Mutex::default(),
-            pong: Notify::new(),
-            frames_in: AtomicU64::new(0),
-            bad_in: AtomicU64::new(0),
-        });
+        let (shared, queue) = Shared::new(&limits, http2::Hold::new());
         tokio::spawn(pump::run(socket, queue, Arc::clone(&shared), limits));
         let (cluster, since) = (cluster.to_owned(), SystemTime::now());
         Arc::new(Self {
@@ -237,7 +243,76 @@ impl ProxyLink {
             since,
             limits,
             shared,
+            http2: None,
         })
+    }
+
+    /// Starts to speak HTTP/2 over an open WebSocket; `hold` has the socket under it.
+    ///
+    /// # Errors
+    /// When the other side does not.
+    pub(super) async fn start_http2<S>(
+        socket: WebSocketStream<S>,
+        hold: http2::Hold,
+        id: u64,
+        cluster: &str,
+        direction: Direction,
+        limits: LinkLimits,
+    ) -> anyhow::Result<Arc<Self>>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (shared, _) = Shared::new(&limits, hold);
+        let http2 = Http2::start(socket, Arc::clone(&shared), limits).await?;
+        let (cluster, since) = (cluster.to_owned(), SystemTime::now());
+        Ok(Arc::new(Self {
+            id,
+            cluster,
+            direction,
+            since,
+            limits,
+            shared,
+            http2: Some(http2),
+        }))
+    }
+
+    /// Whether HTTP/2 is spoken here.
+    pub fn is_http2(&self) -> bool {
+        self.http2.is_some()
+    }
+
+    /// Sends an HTTP request as it is; its URI is the path and query of the Kubernetes API. Only over HTTP/2.
+    ///
+    /// # Errors
+    /// When no answer came.
+    pub async fn http(
+        &self,
+        request: http::Request<axum::body::Body>,
+    ) -> Result<http::Response<LinkBody>, Unanswered> {
+        match &self.http2 {
+            Some(http2) => http2.send(request, &self.shared).await,
+            None => Err(Unanswered {
+                error: LinkError::Peer("this link speaks frames".to_owned()),
+                unsent: Some(request),
+            }),
+        }
+    }
+
+    /// Whether two-way connections can be opened.
+    pub async fn carries_upgrades(&self) -> bool {
+        match &self.http2 {
+            Some(http2) => http2.carries_upgrades().await,
+            None => false,
+        }
+    }
+
+    /// Sends a call and waits for the head of its answer.
+    async fn call_http2(&self, call: &Call) -> Result<http::Response<LinkBody>, LinkError> {
+        let sent = self.http(http2::request(call)?);
+        match timeout(self.limits.call_timeout, sent).await {
+            Ok(answer) => answer.map_err(|unanswered| unanswered.error),
+            Err(_) => Err(LinkError::Timeout),
+        }
     }
 
     /// Makes one call and waits for its whole answer.
@@ -245,6 +320,17 @@ impl ProxyLink {
     /// # Errors
     /// When the link does not bring one.
     pub async fn request(&self, call: &Call) -> Result<Response, LinkError> {
+        if self.is_http2() {
+            let stream = ResponseStream::http2(self.call_http2(call).await?);
+            let (status, headers) = (stream.status(), stream.headers().to_vec());
+            let body = timeout(self.limits.call_timeout, stream.collect());
+            return Ok(Response {
+                status,
+                headers,
+                body: body.await.map_err(|_| LinkError::Timeout)??,
+                error: String::new(),
+            });
+        }
         let mut waiting = self.send(call, false).await?;
         let first = self.first(&mut waiting).await?;
         Ok(first.into())
@@ -255,6 +341,9 @@ impl ProxyLink {
     /// # Errors
     /// When no first frame comes.
     pub async fn stream(&self, call: &Call) -> Result<ResponseStream, LinkError> {
+        if self.is_http2() {
+            return self.call_http2(call).await.map(ResponseStream::http2);
+        }
         let mut waiting = self.send(call, true).await?;
         let first = self.first(&mut waiting).await?;
         Ok(ResponseStream::new(waiting, first, Arc::clone(&self.shared)))
@@ -369,6 +458,9 @@ impl ProxyLink {
         };
         let _ = self.shared.out.send(Message::Close(Some(frame))).await;
         self.shared.end("closed by the control plane");
+        if self.is_http2() {
+            self.shared.close.cancel();
+        }
         self.shared.ended.cancelled().await;
     }
 
@@ -386,7 +478,9 @@ impl ProxyLink {
 
     /// Whether calls can be made.
     pub fn is_open(&self) -> bool {
-        !self.shared.ended.is_cancelled() && !self.shared.close.is_cancelled()
+        !self.shared.ended.is_cancelled()
+            && !self.shared.close.is_cancelled()
+            && self.http2.as_ref().is_none_or(Http2::is_open)
     }
 
     /// Number of this link, rising with each new one of the control plane.
@@ -406,7 +500,7 @@ impl ProxyLink {
 
     /// Requests that are not answered to the end.
     pub fn open_streams(&self) -> usize {
-        self.shared.table.len()
+        self.shared.table.len() + self.http2.as_ref().map_or(0, Http2::open_streams)
     }
 
     /// Frames of streams that are not open: after CANCEL and its `done` this must not grow.
@@ -422,6 +516,7 @@ impl ProxyLink {
             since: jiff::Timestamp::try_from(self.since)
                 .unwrap_or_default()
                 .to_string(),
+            http2: self.is_http2(),
             open_streams: self.open_streams(),
             frames_in: self.shared.frames_in.load(Ordering::Relaxed),
             bad_frames_in: self.shared.bad_in.load(Ordering::Relaxed),
@@ -449,6 +544,8 @@ pub struct LinkView {
     pub direction: Direction,
     /// Open since (RFC 3339).
     pub since: String,
+    /// Whether HTTP/2 is spoken, else frames.
+    pub http2: bool,
     /// Requests that are not answered to the end.
     pub open_streams: usize,
     /// Text messages that came.
@@ -462,6 +559,23 @@ pub struct LinkView {
 }
 
 impl Shared {
+    fn new(limits: &LinkLimits, hold: http2::Hold) -> (Arc<Self>, mpsc::Receiver<Message>) {
+        let (out, queue) = mpsc::channel(OUT_QUEUE);
+        let shared = Self {
+            table: Table::new(limits.queue_bytes),
+            out,
+            stall: hold.stall,
+            close: hold.cut,
+            ended: CancellationToken::new(),
+            reason: OnceLock::new(),
+            taps: Mutex::default(),
+            pong: Notify::new(),
+            frames_in: AtomicU64::new(0),
+            bad_in: AtomicU64::new(0),
+        };
+        (Arc::new(shared), queue)
+    }
+
     fn lost(&self) -> LinkError {
         LinkError::Lost(self.reason.get().cloned().unwrap_or_else(|| "closed".to_owned()))
     }

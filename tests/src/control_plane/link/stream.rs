@@ -1,23 +1,29 @@
-//! The answer of a call that goes on: pieces in order, one end, CANCEL when the caller has enough.
+//! The answer of a call that goes on: pieces in order, one end, CANCEL (or a reset) when the caller has enough.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http_body_util::BodyExt as _;
 use tokio_tungstenite::tungstenite::Message;
 
-use super::{LinkError, Shared, table::Waiting};
+use super::{LinkBody, LinkError, Shared, table::Waiting};
 use crate::control_plane::frames::{Call, Frame};
 
 /// An answer that comes piece by piece; dropping it cancels the call.
 pub struct ResponseStream {
-    waiting: Waiting,
-    shared: Arc<Shared>,
+    source: Source,
     status: u16,
     headers: Vec<(String, String)>,
     stream_id: String,
     /// What the first frame brought beside its status.
     first: Option<Bytes>,
     end: Option<Result<(), LinkError>>,
+}
+
+/// Where the pieces come from.
+enum Source {
+    Frames { waiting: Waiting, shared: Arc<Shared> },
+    Http2(LinkBody),
 }
 
 /// How a cancelled stream ended.
@@ -37,13 +43,30 @@ impl ResponseStream {
         let body = (!first.body.is_empty()).then_some(first.body);
         let (status, headers, stream_id) = (first.status, first.headers, first.stream_id);
         Self {
-            waiting,
-            shared,
+            source: Source::Frames { waiting, shared },
             status,
             headers,
             stream_id,
             first: body,
             end,
+        }
+    }
+
+    pub(super) fn http2(response: http::Response<LinkBody>) -> Self {
+        let (parts, body) = response.into_parts();
+        let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let headers = parts
+            .headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), text(value)))
+            .collect();
+        Self {
+            source: Source::Http2(body),
+            status: parts.status.as_u16(),
+            headers,
+            stream_id: String::new(),
+            first: None,
+            end: None,
         }
     }
 
@@ -62,9 +85,12 @@ impl ResponseStream {
         &self.stream_id
     }
 
-    /// The id of the request.
+    /// The id of the request; empty over HTTP/2.
     pub fn id(&self) -> &str {
-        &self.waiting.id
+        match &self.source {
+            Source::Frames { waiting, .. } => &waiting.id,
+            Source::Http2(_) => "",
+        }
     }
 
     /// The next piece; `None` after a good end.
@@ -82,18 +108,31 @@ impl ResponseStream {
                 }
                 None => {}
             }
-            match self.waiting.next().await {
-                Ok(answer) => {
-                    if answer.done {
-                        self.end = Some(ending(&answer.error));
+            match &mut self.source {
+                Source::Http2(body) => match body.frame().await {
+                    None => self.end = Some(Ok(())),
+                    Some(Err(error)) => {
+                        let reason = runtime::supervise::chain(&error);
+                        self.end = Some(Err(LinkError::Peer(reason)));
                     }
-                    // Beside an error the body is a Status object about it, no piece of what was streamed.
-                    let piece = !answer.done || answer.error.is_empty();
-                    if piece && !answer.body.is_empty() {
-                        return Some(Ok(answer.body));
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(piece) if !piece.is_empty() => return Some(Ok(piece)),
+                        Ok(_) | Err(_) => {}
+                    },
+                },
+                Source::Frames { waiting, .. } => match waiting.next().await {
+                    Ok(answer) => {
+                        if answer.done {
+                            self.end = Some(ending(&answer.error));
+                        }
+                        // Beside an error the body is a Status object about it, no piece of what was streamed.
+                        let piece = !answer.done || answer.error.is_empty();
+                        if piece && !answer.body.is_empty() {
+                            return Some(Ok(answer.body));
+                        }
                     }
-                }
-                Err(error) => self.end = Some(Err(error)),
+                    Err(error) => self.end = Some(Err(error)),
+                },
             }
         }
     }
@@ -115,23 +154,27 @@ impl ResponseStream {
     /// # Errors
     /// When the link ends first, or the stream had overflowed.
     pub async fn cancel(mut self) -> Result<End, LinkError> {
-        if let Some(stream_id) = self.shared.table.stream_id(&self.waiting.id) {
-            let cancel = Message::text(Call::cancel(&self.waiting.id, &stream_id));
-            self.shared
-                .out
-                .send(cancel)
-                .await
-                .map_err(|_| self.shared.lost())?;
-        }
         let mut late_chunks = 0;
-        if self.end.take().is_some() {
+        let ended = self.end.take().is_some();
+        let Source::Frames { waiting, shared } = &mut self.source else {
+            // Dropping it resets the stream, and nothing more of it arrives.
+            return Ok(End {
+                late_chunks,
+                error: String::new(),
+            });
+        };
+        if let Some(stream_id) = shared.table.stream_id(&waiting.id) {
+            let cancel = Message::text(Call::cancel(&waiting.id, &stream_id));
+            shared.out.send(cancel).await.map_err(|_| shared.lost())?;
+        }
+        if ended {
             return Ok(End {
                 late_chunks,
                 error: String::new(),
             });
         }
         loop {
-            let answer = self.waiting.next().await?;
+            let answer = waiting.next().await?;
             if answer.done {
                 return Ok(End {
                     late_chunks,
@@ -145,17 +188,19 @@ impl ResponseStream {
 
 impl Drop for ResponseStream {
     fn drop(&mut self) {
-        if let Some(ids) = self.shared.table.abandon(&self.waiting.id) {
-            self.shared.cancel_later(ids);
+        if let Source::Frames { waiting, shared } = &self.source
+            && let Some(ids) = shared.table.abandon(&waiting.id)
+        {
+            shared.cancel_later(ids);
         }
     }
 }
 
 impl std::fmt::Debug for ResponseStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (id, status) = (&self.waiting.id, self.status);
+        let (id, status) = (self.id(), self.status);
         f.debug_struct("ResponseStream")
-            .field("id", id)
+            .field("id", &id)
             .field("status", &status)
             .finish_non_exhaustive()
     }

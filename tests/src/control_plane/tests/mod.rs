@@ -2,6 +2,7 @@
 
 mod agents;
 mod chisel;
+mod conformance;
 mod faults;
 mod front;
 mod kubectl;
