@@ -7,22 +7,26 @@
 //!
 //! The target is reached *before* the channel is accepted, so that a user behind the server sees a refused
 //! connection where there is one. Each connection is a task of its own with the transport's flow control behind it: a
-//! target that does not read stops nobody else.
+//! target that does not read stops nobody else. What arrives is written to the target from where it was decrypted, and
+//! what the target sends is read to where it will be encrypted; only what a target does not take at once is queued.
 //!
 //! chisel has no half-close: when either side ends, both do. What can be kept is kept: everything a target sent
 //! before it closed reaches the user, and everything the server had sent by then reaches a target that still reads.
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
     io,
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
 };
 
-use chisel_ssh::{Channel, IncomingChannel, RejectReason};
+use chisel_ssh::{Channel, IncomingChannel, RejectReason, Sink};
+use prometheus::IntCounter;
 use runtime::supervise::Supervisor;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpStream, tcp::OwnedWriteHalf},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
@@ -30,8 +34,7 @@ use tracing::debug;
 
 use crate::{
     address::HostPort,
-    buffers::Buffers,
-    connections::{Connections, Direction, Guard},
+    connections::{Connections, Direction, Guard, Meter},
     datagrams::{Reverse, hold},
     local::{Locals, shown},
     metrics::{Counters, Opened},
@@ -98,7 +101,6 @@ struct Inner {
     room: Arc<Semaphore>,
     limit: usize,
     never: Never,
-    buffers: Buffers,
     timing: Timing,
     supervisor: Supervisor,
 }
@@ -120,7 +122,6 @@ impl Carrier {
             room: Arc::new(Semaphore::new(limit)),
             limit,
             never,
-            buffers: Buffers::default(),
             timing,
             supervisor,
         };
@@ -338,28 +339,31 @@ impl Carrier {
     }
 
     /// Copies both ways until either side ends.
-    pub(crate) async fn copy(
-        &self,
-        channel: Channel,
-        mut tcp: TcpStream,
-        guard: &Guard,
-        counters: &Counters,
-    ) {
-        let (mut from_server, mut to_server) = tokio::io::split(channel);
-        let (mut from_target, mut to_target) = tcp.split();
-        let count_in = |bytes| {
-            counters.bytes_in.inc_by(bytes);
-            guard.count(Direction::In, bytes);
-        };
-        let count_out = |bytes| {
-            counters.bytes_out.inc_by(bytes);
-            guard.count(Direction::Out, bytes);
-        };
+    pub(crate) async fn copy(&self, channel: Channel, tcp: TcpStream, guard: &Guard, counters: &Counters) {
+        let (mut from_target, to_target) = tcp.into_split();
+        let target = Arc::new(Target {
+            socket: to_target,
+            meter: guard.meter(),
+            bytes_in: counters.bytes_in.clone(),
+        });
+        channel.attach(target.clone());
         let server_ended = {
-            let inward = self.pump(&mut from_server, &mut to_target, count_in);
+            let inward = poll_fn(|cx| channel.poll_drain(cx, &*target));
             let outward = async {
-                self.pump(&mut from_target, &mut to_server, count_out).await?;
-                to_server.shutdown().await
+                loop {
+                    match poll_fn(|cx| channel.poll_send_from(cx, Pin::new(&mut from_target))).await {
+                        Ok(0) => {
+                            channel.close();
+                            return Ok(());
+                        }
+                        Ok(n) => {
+                            let bytes = u64::try_from(n).unwrap_or_default();
+                            counters.bytes_out.inc_by(bytes);
+                            guard.count(Direction::Out, bytes);
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
             };
             tokio::pin!(inward, outward);
             tokio::select! {
@@ -374,34 +378,38 @@ impl Carrier {
                 () = self.inner.supervisor.cut() => false,
             }
         };
+        // The last owner of the writing half ends it towards the target.
+        channel.detach();
+        drop(target);
         if server_ended {
             // The server has forgotten the channel, so there is nobody to send to. But a socket closed with unread
             // bytes in it is reset, and a reset takes from the target what it has not read yet.
-            to_target.shutdown().await.ok();
-            let rest = async {
-                let mut sink = tokio::io::sink();
-                self.pump(&mut from_target, &mut sink, |_| {}).await
-            };
+            let mut sink = tokio::io::sink();
+            let rest = tokio::io::copy(&mut from_target, &mut sink);
             tokio::time::timeout(self.inner.timing.linger, rest).await.ok();
         }
         // Dropping both ends closes the channel once and the socket.
     }
+}
 
-    async fn pump(
-        &self,
-        from: &mut (impl AsyncRead + Unpin),
-        to: &mut (impl AsyncWrite + Unpin),
-        count: impl Fn(u64),
-    ) -> io::Result<()> {
-        loop {
-            let bytes = self.inner.buffers.read(from).await?;
-            if bytes.is_empty() {
-                return to.flush().await;
-            }
-            let written = to.write_all(&bytes).await;
-            count(u64::try_from(bytes.len()).unwrap_or_default());
-            self.inner.buffers.give_back(bytes);
-            written?;
-        }
+/// The writing half of a target: what the server sends goes there without a copy of ours in between.
+#[derive(Debug)]
+struct Target {
+    socket: OwnedWriteHalf,
+    meter: Meter,
+    bytes_in: IntCounter,
+}
+
+impl Sink for Target {
+    fn try_write(&self, data: &[u8]) -> io::Result<usize> {
+        let n = self.socket.try_write(data)?;
+        let bytes = u64::try_from(n).unwrap_or_default();
+        self.bytes_in.inc_by(bytes);
+        self.meter.count(Direction::In, bytes);
+        Ok(n)
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket.as_ref().poll_write_ready(cx)
     }
 }

@@ -189,6 +189,21 @@ impl Connections {
     }
 }
 
+/// Counts the bytes of a connection.
+#[derive(Clone, Debug)]
+pub struct Meter {
+    connection: Arc<Connection>,
+    all: Connections,
+}
+
+impl Meter {
+    /// Counts bytes that passed.
+    pub fn count(&self, direction: Direction, bytes: u64) {
+        self.connection.count(direction, bytes);
+        self.all.active();
+    }
+}
+
 /// Holds a connection open.
 #[derive(Debug)]
 pub struct Guard {
@@ -200,6 +215,14 @@ impl Guard {
     /// The connection.
     pub fn connection(&self) -> &Connection {
         &self.connection
+    }
+
+    /// What counts the bytes of this connection without holding it open.
+    pub fn meter(&self) -> Meter {
+        Meter {
+            connection: Arc::clone(&self.connection),
+            all: self.all.clone(),
+        }
     }
 
     /// Counts bytes that passed.

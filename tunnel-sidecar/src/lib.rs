@@ -30,7 +30,6 @@
 
 pub mod address;
 mod app;
-mod buffers;
 pub mod carrier;
 pub mod config;
 pub mod connections;

@@ -22,8 +22,8 @@ const CHANNEL_TYPE: &[u8] = b"chisel";
 pub(crate) const MAX_TARGET: usize = 1024;
 /// A new channel gets at least this window, however little is left of the budget.
 const LEAST_WINDOW: u32 = 64 * 1024;
-/// A new channel takes at most this part of what is left of the budget.
-const BUDGET_SHARE: usize = 16;
+/// A new channel takes at most this part of what is left for new ones, which is half of the budget: the other half is for windows that limit.
+const BUDGET_SHARE: usize = 8;
 
 /// Sizes a table keeps to.
 #[derive(Debug, Clone, Copy)]
@@ -97,6 +97,20 @@ pub(crate) enum Read {
     End,
 }
 
+/// Takes data of a channel as it arrives and says how much of it it took.
+pub(crate) type Deliver<'a> = &'a mut dyn FnMut(u32, &[u8]) -> usize;
+
+/// What became of the queue when it was offered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Drained {
+    /// It is empty, and more may come.
+    Empty,
+    /// Not everything was taken.
+    Blocked,
+    /// It is empty, and nothing will come.
+    End,
+}
+
 /// What a writer may send.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Allowance {
@@ -117,6 +131,8 @@ pub(crate) struct Table {
     /// Sum of the windows given to channels: nothing can make us hold more than this.
     committed: usize,
     queued: usize,
+    /// How often a writer found no window, of all channels that there were.
+    stalls: u64,
     /// Messages to send, in order.
     outgoing: VecDeque<Vec<u8>>,
     events: VecDeque<ChannelEvent>,
@@ -131,6 +147,7 @@ impl Table {
             undecided: 0,
             committed: 0,
             queued: 0,
+            stalls: 0,
             outgoing: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -152,6 +169,15 @@ impl Table {
         self.queued
     }
 
+    pub(crate) fn window_stalls(&self) -> u64 {
+        self.stalls
+    }
+
+    /// How often the writer of this channel found no window.
+    pub(crate) fn stalls_of(&mut self, id: u32) -> u64 {
+        self.slot(id).map_or(0, |slot| slot.stalls)
+    }
+
     fn slot(&mut self, id: u32) -> Option<&mut Slot> {
         self.slots.get_mut(usize::try_from(id).ok()?)?.as_mut()
     }
@@ -159,7 +185,7 @@ impl Table {
     // ----- what the server says
 
     /// Takes a channel message, number included.
-    pub(crate) fn receive(&mut self, payload: &[u8]) -> Result<(), ProtocolError> {
+    pub(crate) fn receive(&mut self, payload: &[u8], deliver: Deliver<'_>) -> Result<(), ProtocolError> {
         let mut reader = Reader::new(payload);
         let number = reader.u8()?;
         if number == msg::CHANNEL_OPEN {
@@ -177,13 +203,13 @@ impl Table {
             msg::CHANNEL_DATA => {
                 let data = reader.string()?;
                 reader.finish()?;
-                self.on_data(id, data, true)
+                self.on_data(id, data, Some(deliver))
             }
             msg::CHANNEL_EXTENDED_DATA => {
                 reader.u32()?;
                 let data = reader.string()?;
                 reader.finish()?;
-                self.on_data(id, data, false)
+                self.on_data(id, data, None)
             }
             msg::CHANNEL_WINDOW_ADJUST => {
                 let credit = reader.u32()?;
@@ -193,6 +219,7 @@ impl Table {
                     .checked_add(credit)
                     .ok_or(ProtocolError::WindowOverflow(id))?;
                 slot.send_window = window;
+                slot.stalled = false;
                 self.events.push_back(ChannelEvent::Writable(id));
                 Ok(())
             }
@@ -311,7 +338,13 @@ impl Table {
         }
     }
 
-    fn on_data(&mut self, id: u32, data: &[u8], keep: bool) -> Result<(), ProtocolError> {
+    /// Data for the consumer, or, without one, for nobody.
+    fn on_data(
+        &mut self,
+        id: u32,
+        mut data: &[u8],
+        deliver: Option<Deliver<'_>>,
+    ) -> Result<(), ProtocolError> {
         let Some(slot) = self.slot(id) else {
             return Err(ProtocolError::NoSuchChannel(id));
         };
@@ -329,15 +362,24 @@ impl Table {
         if slot.released {
             return Ok(());
         }
-        if !keep {
+        let Some(deliver) = deliver else {
             self.consumed(id, length);
             return Ok(());
-        }
+        };
         let was_empty = slot.queue.is_empty();
-        slot.queue.extend_from_slice(data);
-        self.queued += data.len();
-        if was_empty && !data.is_empty() {
-            self.events.push_back(ChannelEvent::Readable(id));
+        if was_empty {
+            // What waits in the queue comes first.
+            let n = deliver(id, data).min(data.len());
+            slot.consumed += n as u64;
+            data = data.get(n..).unwrap_or_default();
+            self.consumed(id, u32::try_from(n).unwrap_or(u32::MAX));
+        }
+        if let Some(slot) = self.slot(id).filter(|_| !data.is_empty()) {
+            slot.queue.extend_from_slice(data);
+            self.queued += data.len();
+            if was_empty {
+                self.events.push_back(ChannelEvent::Readable(id));
+            }
         }
         Ok(())
     }
@@ -376,7 +418,7 @@ impl Table {
 
     /// The receive window of a new channel.
     fn new_window(&self) -> u32 {
-        let left = self.limits.budget.saturating_sub(self.committed) / BUDGET_SHARE;
+        let left = (self.limits.budget / 2).saturating_sub(self.committed) / BUDGET_SHARE;
         let share = u32::try_from(left).unwrap_or(u32::MAX);
         self.limits.initial_window.min(share.max(LEAST_WINDOW))
     }
@@ -431,18 +473,60 @@ impl Table {
         Read::Data(n)
     }
 
-    /// Gives window back, in steps of an eighth: often enough for long round trips, rare enough to cost nothing.
+    /// Offers queued bytes to `take` until it takes nothing more, and credits what it took.
+    pub(crate) fn drain<E>(
+        &mut self,
+        id: u32,
+        mut take: impl FnMut(&[u8]) -> Result<usize, E>,
+    ) -> Result<Drained, E> {
+        let Some(slot) = self.slot(id) else {
+            return Ok(Drained::End);
+        };
+        let mut total = 0;
+        let outcome = loop {
+            if slot.queue.is_empty() {
+                break Ok(if slot.peer_closed || slot.peer_eof {
+                    Drained::End
+                } else {
+                    Drained::Empty
+                });
+            }
+            match take(&slot.queue) {
+                Ok(0) => break Ok(Drained::Blocked),
+                Ok(n) => total += slot.drop_front(n),
+                Err(error) => break Err(error),
+            }
+        };
+        self.queued = self.queued.saturating_sub(total);
+        self.consumed(id, u32::try_from(total).unwrap_or(u32::MAX));
+        outcome
+    }
+
+    /// Gives window back, in steps of an eighth: often enough for long round trips, rare enough to cost nothing. Above the budget nothing is given back:
+    /// the window shrinks instead, down to the least.
     fn consumed(&mut self, id: u32, n: u32) {
+        if n == 0 {
+            return;
+        }
+        let over = u32::try_from(self.committed.saturating_sub(self.limits.budget)).unwrap_or(u32::MAX);
         let Some(slot) = self.slot(id) else { return };
         slot.uncredited = slot.uncredited.saturating_add(n);
         if slot.uncredited < slot.target / 8 || slot.we_closed || slot.peer_closed || slot.peer_eof {
             return;
         }
-        let credit = std::mem::take(&mut slot.uncredited);
+        let kept = over
+            .min(slot.uncredited)
+            .min(slot.target.saturating_sub(LEAST_WINDOW));
+        slot.target = slot.target.saturating_sub(kept);
+        let credit = std::mem::take(&mut slot.uncredited).saturating_sub(kept);
         slot.granted = slot.granted.saturating_add(credit);
-        let mut message = numbered(msg::CHANNEL_WINDOW_ADJUST, slot.peer);
-        message.put_u32(credit);
-        self.outgoing.push_back(message);
+        let peer = slot.peer;
+        self.committed = self.committed.saturating_sub(kept as usize);
+        if credit > 0 {
+            let mut message = numbered(msg::CHANNEL_WINDOW_ADJUST, peer);
+            message.put_u32(credit);
+            self.outgoing.push_back(message);
+        }
     }
 
     /// How much may be sent in one data message.
@@ -450,7 +534,13 @@ impl Table {
         match self.slot(id) {
             None => Allowance::Closed,
             Some(slot) if slot.peer_closed || slot.we_closed => Allowance::Closed,
-            Some(slot) if slot.opening || slot.send_window == 0 => Allowance::Wait,
+            Some(slot) if slot.opening => Allowance::Wait,
+            Some(slot) if slot.send_window == 0 => {
+                let stalls = u64::from(!std::mem::replace(&mut slot.stalled, true));
+                slot.stalls += stalls;
+                self.stalls += stalls;
+                Allowance::Wait
+            }
             Some(slot) => Allowance::Bytes {
                 peer: slot.peer,
                 limit: slot.send_window.min(slot.max_data) as usize,

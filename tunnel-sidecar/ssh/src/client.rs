@@ -7,7 +7,7 @@
 
 use crate::{
     auth::{self, Password},
-    channel::{Allowance, ChannelEvent, Open, Read, RejectReason, Table, TableLimits},
+    channel::{Allowance, ChannelEvent, Deliver, Drained, Open, Read, RejectReason, Table, TableLimits},
     config::{ClientConfig, Limits},
     error::{BadRequest, ProtocolError, Step},
     exchange::Method,
@@ -18,12 +18,13 @@ use crate::{
     requests::{Asked, Requests},
     transport::{Input, Offer, RekeyLimits, Transport, disconnect_message},
     websocket::{self, Opcode},
-    wire::Put,
 };
 use std::collections::VecDeque;
 
 /// Channel data stops being sealed while this much waits to be written; more gains nothing measurable.
-const WRITE_AHEAD: usize = 256 * 1024;
+const WRITE_AHEAD: usize = 128 * 1024;
+/// More than headers, padding and tag of a packet of channel data take.
+const PACKET_OVERHEAD: usize = 128;
 /// While more than this waits to be written, nothing is read: the peer takes nothing, so it gets no answers either.
 const MAX_UNWRITTEN: usize = 1024 * 1024;
 /// The first probe for larger windows comes after this much data; see [`Client::probe_if_due`].
@@ -148,6 +149,10 @@ impl Client {
         &self.channels
     }
 
+    pub(crate) fn channels_mut(&mut self) -> &mut Table {
+        &mut self.channels
+    }
+
     pub(crate) fn is_closing(&self) -> bool {
         self.closing
     }
@@ -178,13 +183,15 @@ impl Client {
     // ----- input
 
     /// Works on everything in the buffer.
-    pub(crate) fn receive(&mut self, input: &mut InBuf) -> Result<(), Fault> {
+    ///
+    /// Channel data is offered to `deliver`, which says how much it took; the rest is queued.
+    pub(crate) fn receive(&mut self, input: &mut InBuf, deliver: Deliver<'_>) -> Result<(), Fault> {
         if self.phase == Phase::SettingUp(Step::Upgrade) && !self.receive_upgrade(input)? {
             return Ok(());
         }
         loop {
             let control = input.deframe()?;
-            self.receive_packets(input)?;
+            self.receive_packets(input, deliver)?;
             match control {
                 None => break,
                 Some(Control::Ping(payload)) => {
@@ -219,7 +226,7 @@ impl Client {
         Ok(true)
     }
 
-    fn receive_packets(&mut self, input: &mut InBuf) -> Result<(), Fault> {
+    fn receive_packets(&mut self, input: &mut InBuf, deliver: Deliver<'_>) -> Result<(), Fault> {
         loop {
             let consumed = match self.transport.receive(input.plain(), &mut self.out)? {
                 Input::NeedMore => return Ok(()),
@@ -229,7 +236,7 @@ impl Client {
                     consumed
                 }
                 Input::Message { consumed, payload } => {
-                    self.on_message(input.plain().get(payload).unwrap_or_default())?;
+                    self.on_message(input.plain().get(payload).unwrap_or_default(), deliver)?;
                     self.flush_channels()?;
                     consumed
                 }
@@ -252,7 +259,7 @@ impl Client {
         self.ask(Asked::Config, &json)
     }
 
-    fn on_message(&mut self, payload: &[u8]) -> Result<(), Fault> {
+    fn on_message(&mut self, payload: &[u8], deliver: Deliver<'_>) -> Result<(), Fault> {
         let number = payload.first().copied().unwrap_or_default();
         match (self.phase, number) {
             (Phase::SettingUp(Step::Auth), _) => {
@@ -272,7 +279,7 @@ impl Client {
                 if number == msg::CHANNEL_DATA {
                     self.probe.received += payload.len() as u64;
                 }
-                self.channels.receive(payload).map_err(Fault::from)
+                self.channels.receive(payload, deliver).map_err(Fault::from)
             }
             (Phase::SettingUp(_), number) => Err(ProtocolError::Unexpected {
                 number,
@@ -387,26 +394,51 @@ impl Client {
 
     /// Seals up to one message of `data`.
     pub(crate) fn write(&mut self, id: u32, data: &[u8]) -> Result<Written, WriteError> {
+        let written = self.fill(id, |out, limit| {
+            out.extend_from_slice(data.get(..data.len().min(limit)).unwrap_or_default());
+        })?;
+        Ok(match written {
+            Filled::Bytes(n, ()) => Written::Bytes(n),
+            Filled::NoWindow => Written::NoWindow,
+            Filled::NoRoom => Written::NoRoom,
+        })
+    }
+
+    /// Seals one message of what `fill` appends, which is at most as much as it is told, and for which there is room.
+    pub(crate) fn fill<R>(
+        &mut self,
+        id: u32,
+        fill: impl FnOnce(&mut Vec<u8>, usize) -> R,
+    ) -> Result<Filled<R>, WriteError> {
         if self.closing {
             return Err(WriteError::Closed);
         }
         let (peer, limit) = match self.channels.allowance(id) {
             Allowance::Closed => return Err(WriteError::Closed),
-            Allowance::Wait => return Ok(Written::NoWindow),
+            Allowance::Wait => return Ok(Filled::NoWindow),
             Allowance::Bytes { peer, limit } => (peer, limit),
         };
         if !self.has_room() {
-            return Ok(Written::NoRoom);
+            return Ok(Filled::NoRoom);
         }
-        let data = data.get(..data.len().min(limit)).unwrap_or_default();
-        let mut head = Vec::with_capacity(9);
-        head.put_u8(msg::CHANNEL_DATA);
-        head.put_u32(peer);
-        head.put_u32(u32::try_from(data.len()).unwrap_or(u32::MAX));
-        self.transport.send(&mut self.out, &[&head, data])?;
-        self.channels.sent(id, data.len());
+        self.out.reserve(limit + PACKET_OVERHEAD);
+        let (filled, n) = self
+            .transport
+            .send_data(&mut self.out, peer, |out| fill(out, limit))?;
+        self.channels.sent(id, n);
         self.transport.rekey_if_due(&mut self.out)?;
-        Ok(Written::Bytes(data.len()))
+        Ok(Filled::Bytes(n, filled))
+    }
+
+    /// Moves queued bytes of a channel to `take`, which says how many it took.
+    pub(crate) fn drain<E>(
+        &mut self,
+        id: u32,
+        take: impl FnMut(&[u8]) -> Result<usize, E>,
+    ) -> Result<Result<Drained, E>, ProtocolError> {
+        let drained = self.channels.drain(id, take);
+        self.flush_channels()?;
+        Ok(drained)
     }
 
     pub(crate) fn close(&mut self, id: u32) -> Result<(), ProtocolError> {
@@ -432,6 +464,17 @@ impl Client {
         }
         websocket::append_control(&mut self.out, Opcode::Close, &CLOSE_NORMAL);
     }
+}
+
+/// How a write of unknown size went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filled<R> {
+    /// So much was taken, and what the source said.
+    Bytes(usize, R),
+    /// The source was not asked: as [`Written::NoWindow`].
+    NoWindow,
+    /// The source was not asked: as [`Written::NoRoom`].
+    NoRoom,
 }
 
 /// How a write went.

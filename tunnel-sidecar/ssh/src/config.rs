@@ -94,7 +94,8 @@ pub struct Limits {
     pub initial_window: u32,
     /// A channel limited by its window, while its reader keeps up, grows up to this.
     pub max_window: u32,
-    /// Receive windows of all channels together. When little is left, new channels start with 64 KiB each.
+    /// Receive windows of all channels together, which bounds what they can make us hold. New channels share half of it, the other half is for windows
+    /// that limit their stream. When nothing is left, new channels start with 64 KiB each, and larger windows shrink as their data is consumed.
     pub receive_budget: usize,
     /// Channels at once; more opens are refused.
     pub max_channels: usize,

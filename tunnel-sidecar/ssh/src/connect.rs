@@ -13,7 +13,7 @@ use crate::{
 use std::{future::poll_fn, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 const STEPS: [Step; 5] = [
@@ -39,7 +39,7 @@ pub async fn connect<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let timeouts = config.timeouts;
+    let (timeouts, start) = (config.timeouts, Instant::now());
     let user = config.user.clone();
     let shared = Shared::new(Client::new(config)?);
     let mut driver = Driver::new(io, shared.clone(), timeouts.kex);
@@ -67,6 +67,7 @@ where
         let _ = timeout(GOODBYE, driver).await;
         return Err(error);
     }
+    shared.lock().handshake = start.elapsed();
     let fingerprint = Fingerprint::of(shared.lock().client.transport().host_key().unwrap_or_default());
     let session = Session {
         shared: shared.clone(),

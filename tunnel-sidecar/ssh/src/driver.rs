@@ -156,9 +156,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         self.input.filled(n);
         let mut state = self.shared.lock();
         state.bytes_in += n as u64;
-        let result = state.client.receive(&mut self.input);
-        state.dispatch();
-        Poll::Ready(result.map_err(Stop::Fault))
+        Poll::Ready(state.receive(&mut self.input).map_err(Stop::Fault))
     }
 
     /// Writes until nothing is left or the connection takes no more. Errors are the only outcome that matters.

@@ -5,24 +5,27 @@ use crate::{
     cipher::{Cipher, Keys},
     client::Client,
     config::ClientConfig,
-    exchange::Method,
+    exchange::{Exchange, Method},
+    hostkey::HostKeyAlgorithm,
     http::Response,
     inbuf::InBuf,
     kexinit::{Ciphers, KexInit},
     packet::Opener,
     requests::Requests,
     transport::{Input, Offer, RekeyLimits, Transport, Trust},
+    wire::Reader,
 };
 
 /// What a fuzzer calls.
 pub type Target = fn(&[u8]);
 
 /// All targets, by the name of their corpus folder.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("http", http),
     ("frames", frames),
     ("packet", packet),
     ("kexinit", kexinit),
+    ("kex", kex),
     ("channel", channel),
     ("session", session),
 ];
@@ -91,6 +94,23 @@ pub fn kexinit(data: &[u8]) {
     }
 }
 
+/// The answer in a key exchange: which method, then the server's value; and the same bytes as host key and signature.
+pub fn kex(data: &[u8]) {
+    let Some((which, value)) = data.split_first() else {
+        return;
+    };
+    let method = Method::ALL.into_iter().cycle().nth(usize::from(*which));
+    if let Some(Ok(exchange)) = method.map(Exchange::start) {
+        let _ = exchange.finish(value);
+    }
+    let mut reader = Reader::new(value);
+    let key = reader.string().unwrap_or_default();
+    for algorithm in HostKeyAlgorithm::ALL {
+        // Nobody signs an unknown hash by chance.
+        assert!(algorithm.verify(key, reader.clone().rest(), &[7; 32]).is_err());
+    }
+}
+
 /// Messages of an open session, each with a length byte in front.
 pub fn channel(data: &[u8]) {
     let mut table = Table::new(TableLimits {
@@ -100,12 +120,16 @@ pub fn channel(data: &[u8]) {
         max_channels: 8,
         backlog: 4,
     });
+    // Two opens of ours wait for their answers.
+    let _ = (table.open("a:1"), table.open("socks"));
     let mut rest = data;
     while let Some((length, tail)) = rest.split_first() {
         let (message, tail) = tail.split_at_checked(usize::from(*length)).unwrap_or((tail, &[]));
         rest = tail;
         let _ = Requests::answer(message);
-        if table.receive(message).is_err() {
+        let mut appetite = message.len() / 2;
+        let mut deliver = |_, data: &[u8]| std::mem::take(&mut appetite).min(data.len());
+        if table.receive(message, &mut deliver).is_err() {
             return;
         }
         while let Some(event) = table.next_event() {
@@ -115,6 +139,7 @@ pub fn channel(data: &[u8]) {
         }
         for id in 0..4 {
             table.read(id, &mut [0; 64]);
+            let _ = table.drain(id, |data| Ok::<_, ()>(data.len() / 3));
         }
         while table.next_outgoing().is_some() {}
     }
@@ -145,7 +170,10 @@ pub fn session(data: &[u8]) {
                 *place = *byte;
             }
             buffer.filled(piece.len());
-            if client.receive(&mut buffer).is_err() {
+            if client
+                .receive(&mut buffer, &mut |_, data| data.len() / 2)
+                .is_err()
+            {
                 return;
             }
         }

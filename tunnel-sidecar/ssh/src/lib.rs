@@ -78,5 +78,5 @@ pub use exchange::Kex;
 pub use fingerprint::{BadFingerprint, Fingerprint};
 pub use kexinit::Ciphers;
 pub use session::{Algorithms, IncomingChannel, OpenError, Session, SessionEvents, SessionGone, Stats};
-pub use stream::Channel;
+pub use stream::{Channel, Sink};
 pub use transport::Trust;

@@ -11,7 +11,7 @@ pub(crate) const MAX_LENGTH: usize = 256 * 1024;
 /// RFC 4253 asks for at least this much padding.
 const LEAST_PADDING: usize = 4;
 /// Length field and padding length.
-const HEAD: usize = LENGTH + 1;
+pub(crate) const HEAD: usize = LENGTH + 1;
 
 /// Makes packets of one direction.
 #[derive(Debug)]
@@ -85,18 +85,28 @@ impl Sealer {
 
     /// Appends one packet whose payload is all `parts` together.
     pub(crate) fn seal(&mut self, out: &mut Vec<u8>, parts: &[&[u8]]) -> Result<(), ProtocolError> {
-        let payload: usize = parts.iter().map(|part| part.len()).sum();
+        let start = out.len();
+        out.extend_from_slice(&[0; HEAD]);
+        for part in parts {
+            out.extend_from_slice(part);
+        }
+        self.seal_in_place(out, start)
+    }
+
+    /// Makes a packet of the payload at the end of `out`, which stands [`HEAD`] bytes behind `start`.
+    pub(crate) fn seal_in_place(&mut self, out: &mut Vec<u8>, start: usize) -> Result<(), ProtocolError> {
+        let payload = out.len().saturating_sub(start + HEAD);
         let padding = self.padding(payload);
         let length = u32::try_from(1 + payload + padding).unwrap_or(u32::MAX);
         if length as usize > MAX_LENGTH {
             return Err(ProtocolError::PacketLength(length));
         }
-        let start = out.len();
-        out.extend_from_slice(&length.to_be_bytes());
-        out.push(u8::try_from(padding).map_err(|_| ProtocolError::Padding)?);
-        for part in parts {
-            out.extend_from_slice(part);
-        }
+        let head = out
+            .get_mut(start..)
+            .and_then(|packet| packet.first_chunk_mut::<HEAD>());
+        let [a, b, c, d] = length.to_be_bytes();
+        let amount = u8::try_from(padding).map_err(|_| ProtocolError::Padding)?;
+        *head.ok_or(ProtocolError::ShortMessage)? = [a, b, c, d, amount];
         let noise: [u8; 32] = rand::random();
         out.extend_from_slice(noise.get(..padding).ok_or(ProtocolError::Padding)?);
         let packet = out.get_mut(start..).unwrap_or_default();

@@ -7,7 +7,7 @@ use crate::{
     shared::Shared,
     stream::Channel,
 };
-use std::{future::poll_fn, task::Poll};
+use std::{future::poll_fn, task::Poll, time::Duration};
 
 /// A handle of a running session. Cheap to clone; dropping it changes nothing.
 #[derive(Debug, Clone)]
@@ -42,6 +42,12 @@ pub struct Stats {
     pub channels_open: usize,
     /// Bytes received that no consumer has read.
     pub queued_bytes: usize,
+    /// How often a channel had data to send and no window to send it in.
+    pub window_stalls: u64,
+    /// The round trip of the latest ping; `None` before the first.
+    pub round_trip: Option<Duration>,
+    /// From the upgrade request to the accepted remotes.
+    pub handshake: Duration,
 }
 
 /// The session ended before the answer came.
@@ -157,6 +163,9 @@ impl Session {
             rekeys: state.client.transport().rekeys(),
             channels_open: state.client.channels().open_channels(),
             queued_bytes: state.client.channels().queued_bytes(),
+            window_stalls: state.client.channels().window_stalls(),
+            round_trip: state.round_trip,
+            handshake: state.handshake,
         }
     }
 

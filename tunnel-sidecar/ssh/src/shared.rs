@@ -4,13 +4,20 @@ use crate::{
     channel::{ChannelEvent, Open, Refusal, RejectReason},
     client::{Client, Event},
     error::ProtocolError,
+    fault::Fault,
+    inbuf::InBuf,
+    stream::Sink,
 };
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
+    time::Duration,
 };
-use tokio::sync::{Notify, oneshot};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 
 /// So many writers fill the output once, with a full message each.
 const WRITERS_AT_ONCE: usize = 8;
@@ -27,6 +34,8 @@ pub(crate) struct State {
     pub(crate) client: Client,
     /// Those who wait for a channel to become readable or writable.
     waiting: HashMap<u32, Waiting>,
+    /// Where data of a channel goes as it arrives.
+    sinks: HashMap<u32, Arc<dyn Sink>>,
     /// Those of them who wait for room in the output, in order.
     for_room: VecDeque<u32>,
     driver: Option<Waker>,
@@ -36,13 +45,15 @@ pub(crate) struct State {
     pub(crate) takes_opens: bool,
     /// Those who wait for the answer to an open of ours. Bounded by the table's number of channels.
     asked: HashMap<u32, oneshot::Sender<Result<(), Refusal>>>,
-    pings: HashMap<u64, oneshot::Sender<()>>,
+    pings: HashMap<u64, (oneshot::Sender<()>, Instant)>,
     next_ping: u64,
     /// A fault that arose while a handle was used; the driver ends the session with it.
     fault: Option<ProtocolError>,
     ended: bool,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
+    pub(crate) round_trip: Option<Duration>,
+    pub(crate) handshake: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +69,7 @@ impl Shared {
         let state = State {
             client,
             waiting: HashMap::new(),
+            sinks: HashMap::new(),
             for_room: VecDeque::new(),
             driver: None,
             opens: VecDeque::new(),
@@ -70,6 +82,8 @@ impl Shared {
             ended: false,
             bytes_in: 0,
             bytes_out: 0,
+            round_trip: None,
+            handshake: Duration::ZERO,
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -114,6 +128,25 @@ impl State {
         self.fault.take()
     }
 
+    /// Works on received bytes.
+    pub(crate) fn receive(&mut self, input: &mut InBuf) -> Result<(), Fault> {
+        let Self { client, sinks, .. } = self;
+        let result = client.receive(input, &mut |id, data| {
+            // What a sink refuses is queued, and its reader finds out why.
+            sinks.get(&id).map_or(0, |sink| sink.try_write(data).unwrap_or(0))
+        });
+        self.dispatch();
+        result
+    }
+
+    pub(crate) fn attach(&mut self, id: u32, sink: Arc<dyn Sink>) {
+        self.sinks.insert(id, sink);
+    }
+
+    pub(crate) fn detach(&mut self, id: u32) {
+        self.sinks.remove(&id);
+    }
+
     /// Notes the result of something a handle did, and lets the driver write what came of it.
     pub(crate) fn settle<T>(&mut self, result: Result<T, ProtocolError>) -> Option<T> {
         let value = match result {
@@ -154,6 +187,7 @@ impl State {
 
     pub(crate) fn forget(&mut self, id: u32) {
         self.waiting.remove(&id);
+        self.sinks.remove(&id);
         self.asked.remove(&id);
     }
 
@@ -176,7 +210,8 @@ impl State {
         while let Some(event) = self.client.next_event() {
             match event {
                 Event::Pong(id) => {
-                    if let Some(waiting) = self.pings.remove(&id) {
+                    if let Some((waiting, asked)) = self.pings.remove(&id) {
+                        self.round_trip = Some(asked.elapsed());
                         // Nobody waits when the asking future was dropped.
                         let _ = waiting.send(());
                     }
@@ -246,7 +281,7 @@ impl State {
         let (sender, receiver) = oneshot::channel();
         let id = self.next_ping;
         self.next_ping += 1;
-        self.pings.insert(id, sender);
+        self.pings.insert(id, (sender, Instant::now()));
         let result = self.client.ping(id);
         self.settle(result)?;
         Some(receiver)

@@ -15,8 +15,8 @@ use crate::{
     fingerprint::Fingerprint,
     kexinit::{Agreement, Ciphers, KexInit, STRICT_SERVER},
     msg,
-    packet::{Opener, Sealer},
-    websocket,
+    packet::{HEAD, Opener, Sealer},
+    websocket::{self, GAP},
     wire::{Put, Reader},
 };
 use std::ops::Range;
@@ -207,6 +207,34 @@ impl Transport {
         websocket::append_packet(out, self.sealer.wire_len(payload), |out| {
             self.sealer.seal(out, parts)
         })
+    }
+
+    /// Sends channel data that `fill` appends, straight at its place in the output. Returns what `fill` returned and how much it appended; nothing is sent
+    /// of nothing. Only while nothing is held back.
+    pub(crate) fn send_data<R>(
+        &mut self,
+        out: &mut Vec<u8>,
+        peer: u32,
+        fill: impl FnOnce(&mut Vec<u8>) -> R,
+    ) -> Result<(R, usize), ProtocolError> {
+        let start = out.len();
+        out.extend_from_slice(&[0; GAP + HEAD]);
+        out.push(msg::CHANNEL_DATA);
+        out.put_u32(peer);
+        let length_at = out.len();
+        out.put_u32(0);
+        let data_at = out.len();
+        let filled = fill(out);
+        let length = out.len().saturating_sub(data_at);
+        if length == 0 {
+            out.truncate(start);
+            return Ok((filled, 0));
+        }
+        let field = out.get_mut(length_at..).and_then(|rest| rest.first_chunk_mut());
+        *field.ok_or(ProtocolError::ShortMessage)? = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+        self.sealer.seal_in_place(out, start + GAP)?;
+        websocket::frame_packet(out, start, GAP);
+        Ok((filled, length))
     }
 
     /// Starts a key exchange when the current keys have done enough.

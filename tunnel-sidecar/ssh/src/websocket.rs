@@ -178,36 +178,58 @@ fn random_key() -> [u8; 4] {
     rand::random()
 }
 
+/// Room for the headers of a packet whose size is not known yet, in which a packet of channel data needs no second move.
+pub(crate) const GAP: usize = 2 * 8;
+
 /// Appends one SSH packet of `length` bytes as masked binary messages. `fill` appends exactly that many bytes.
-///
-/// The packet must be contiguous while it is sealed, so a split packet is written behind room for two headers, and then its first part moves forward.
 pub(crate) fn append_packet<E>(
     out: &mut Vec<u8>,
     length: usize,
     fill: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
 ) -> Result<(), E> {
     let start = out.len();
-    let split = if length > SPLIT_ABOVE { FIRST_PART } else { length };
-    let rest = length - split;
-    let first_header = Header::masked_size(split);
-    let second_header = if rest == 0 { 0 } else { Header::masked_size(rest) };
-    out.resize(start + first_header + second_header, 0);
-    let filled = fill(out);
-    if let Err(error) = filled {
+    let (_, first_header, second_header) = shape(length);
+    let gap = first_header + second_header;
+    out.resize(start + gap, 0);
+    if let Err(error) = fill(out) {
         out.truncate(start);
         return Err(error);
     }
+    frame_packet(out, start, gap);
+    Ok(())
+}
+
+/// Turns the packet at the end of `out`, which stands `gap` bytes behind `start`, into masked binary messages that begin at `start`.
+///
+/// A packet must be contiguous while it is sealed, so it is written behind room for its headers; then the first part moves forward.
+pub(crate) fn frame_packet(out: &mut Vec<u8>, start: usize, gap: usize) {
+    let length = out.len().saturating_sub(start + gap);
+    let (split, first_header, second_header) = shape(length);
+    let rest = length - split;
+    let headers = first_header + second_header;
     let region = out.get_mut(start..).unwrap_or_default();
-    if rest > 0 {
-        let from = first_header + second_header;
-        region.copy_within(from..from + split, first_header);
+    if gap != first_header {
+        region.copy_within(gap..gap + split, first_header);
+    }
+    if rest > 0 && gap != headers {
+        region.copy_within(gap + split.., headers + split);
     }
     let (first, second) = region.split_at_mut((first_header + split).min(region.len()));
     finish_message(first, split);
     if rest > 0 {
-        finish_message(second, rest);
+        finish_message(second.get_mut(..second_header + rest).unwrap_or_default(), rest);
     }
-    Ok(())
+    out.truncate(start + headers + length);
+}
+
+/// The size of the first message of a packet, and of the headers of both; the second may not be.
+fn shape(length: usize) -> (usize, usize, usize) {
+    let split = if length > SPLIT_ABOVE { FIRST_PART } else { length };
+    let second_header = match length - split {
+        0 => 0,
+        rest => Header::masked_size(rest),
+    };
+    (split, Header::masked_size(split), second_header)
 }
 
 /// Writes the header of a masked binary message in front of its payload and masks the payload.
@@ -220,7 +242,7 @@ fn finish_message(message: &mut [u8], length: usize) {
         key: Some(key),
     };
     let size = header.write(message);
-    mask(message.get_mut(size..).unwrap_or_default(), key);
+    mask(message.get_mut(size..size + length).unwrap_or_default(), key);
 }
 
 /// Appends a masked control frame; a payload beyond the limit is cut.

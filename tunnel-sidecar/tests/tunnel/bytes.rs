@@ -172,6 +172,32 @@ async fn large_transfers_arrive_whole_both_ways() {
     assert_eq!(row(&world.report().await, "in").bytes_in, LARGE as u64);
 }
 
+/// The Go server ends both ways when one ends, so an answer to a half-closed question cannot arrive; everything that was sent before does.
+#[tokio::test]
+async fn a_half_close_loses_the_answer_and_nothing_that_was_sent() {
+    let Some(chisel) = Chisel::start().await else {
+        return;
+    };
+    let (counter, mut counted) = Target::counter().await;
+    let world = World::start(&[("PIPEOPS_TARGET_K8S_PROXY", counter.address())]).await;
+    let port = free_port().await;
+    world.core.send(spec(&chisel.url(), &[("a", port, "k8s-proxy")]));
+    world.until_listening(1).await;
+    let mut tcp = user(port).await;
+    tcp.write_all(&noise(LARGE)).await.unwrap();
+    tcp.shutdown().await.unwrap();
+    let whole = counted.wait_for(|count| *count == Some(LARGE));
+    tokio::time::timeout(PATIENCE, whole)
+        .await
+        .expect("every byte, and then the end, at the target")
+        .unwrap();
+    let mut answer = Vec::new();
+    let end = tokio::time::timeout(PATIENCE, tcp.read_to_end(&mut answer)).await;
+    end.expect("the user's connection ends").ok();
+    assert!(answer.is_empty());
+    assert_eq!(chisel.sessions(), 1);
+}
+
 #[tokio::test]
 async fn a_stalled_target_costs_its_own_channel_only() {
     let Some(chisel) = Chisel::start().await else {

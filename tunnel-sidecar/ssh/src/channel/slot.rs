@@ -23,6 +23,9 @@ pub(super) struct Slot {
     pub(super) consumed: u64,
     /// `consumed` at the start of the running probe.
     pub(super) consumed_at_probe: u64,
+    /// A writer waits for credit, and how often one had to.
+    pub(super) stalled: bool,
+    pub(super) stalls: u64,
     /// Our open is not answered yet.
     pub(super) opening: bool,
     pub(super) we_closed: bool,
@@ -44,6 +47,8 @@ impl Slot {
             queue: BytesMut::new(),
             consumed: 0,
             consumed_at_probe: 0,
+            stalled: false,
+            stalls: 0,
             opening: false,
             we_closed: false,
             peer_eof: false,
@@ -63,9 +68,16 @@ impl Slot {
     /// Moves bytes from the queue to `out`.
     pub(super) fn take(&mut self, out: &mut [u8]) -> usize {
         let n = out.len().min(self.queue.len());
-        if let Some(out) = out.get_mut(..n) {
-            self.queue.copy_to_slice(out);
+        if let (Some(out), Some(queued)) = (out.get_mut(..n), self.queue.get(..n)) {
+            out.copy_from_slice(queued);
         }
+        self.drop_front(n)
+    }
+
+    /// The first `n` bytes of the queue were consumed.
+    pub(super) fn drop_front(&mut self, n: usize) -> usize {
+        let n = n.min(self.queue.len());
+        self.queue.advance(n);
         self.consumed += n as u64;
         if self.queue.is_empty() {
             self.queue = BytesMut::new();

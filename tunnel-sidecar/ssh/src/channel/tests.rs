@@ -16,7 +16,9 @@ fn table(limits: impl FnOnce(&mut TableLimits)) -> Table {
 }
 
 fn open(table: &mut Table, peer: u32) -> (u32, u32) {
-    table.receive(&open_message(peer, 1 << 21, "x:1")).unwrap();
+    table
+        .receive(&open_message(peer, 1 << 21, "x:1"), &mut |_, _| 0)
+        .unwrap();
     let Some(ChannelEvent::Opened(open)) = table.next_event() else {
         panic!("no open")
     };
@@ -47,7 +49,7 @@ fn the_budget_bounds_the_windows_of_all_channels() {
     for id in 0..1000 {
         table.release(id);
         table
-            .receive(&channel_message(msg::CHANNEL_CLOSE, id, &[]))
+            .receive(&channel_message(msg::CHANNEL_CLOSE, id, &[]), &mut |_, _| 0)
             .unwrap();
     }
     assert_eq!((table.open_channels(), table.committed), (0, 0));
@@ -56,16 +58,42 @@ fn the_budget_bounds_the_windows_of_all_channels() {
     assert_eq!(open(&mut table, 1), (0, 2 << 20));
 }
 
+/// Many channels with the least window exceed the budget; then the larger windows shrink as their data is consumed, and nothing is lost on the way.
+#[test]
+fn above_the_budget_consumption_is_not_credited() {
+    let mut table = table(|sizes| sizes.budget = 4 << 20);
+    let (first, window) = open(&mut table, 0);
+    assert_eq!(window, 256 << 10);
+    for peer in 1..80 {
+        open(&mut table, peer);
+    }
+    let over = table.committed - (4 << 20);
+    assert!(over > 128 << 10, "{over}");
+    let mut given = 0;
+    for _ in 0..window / (32 << 10) {
+        table
+            .receive(&data_message(first, &vec![0; 32 << 10]), &mut |_, data| {
+                data.len()
+            })
+            .unwrap();
+        given += credits(&mut table);
+    }
+    assert_eq!(given, 64 << 10, "all but the least window is kept back");
+    assert_eq!(table.committed, (4 << 20) + over - (192 << 10));
+}
+
 #[test]
 fn only_a_window_that_limits_grows_and_not_beyond_the_limits() {
-    let mut table = table(|sizes| sizes.budget = 24 << 20);
+    let mut table = table(|sizes| sizes.budget = 40 << 20);
     let (id, window) = open(&mut table, 1);
-    assert_eq!(window, (24 << 20) / 16);
+    assert_eq!(window, 2 << 20);
     let receive = |table: &mut Table, mut total: u32, read: bool| {
         let mut given = 0;
         while total > 0 {
             let n = total.min(32 << 10);
-            table.receive(&data_message(id, &vec![0; n as usize])).unwrap();
+            table
+                .receive(&data_message(id, &vec![0; n as usize]), &mut |_, _| 0)
+                .unwrap();
             total -= n;
             if read {
                 while let Read::Data(_) = table.read(id, &mut vec![0; 64 << 10]) {}
@@ -93,13 +121,15 @@ fn only_a_window_that_limits_grows_and_not_beyond_the_limits() {
         rounds += 1;
         target = (target * 2).min(16 << 20);
     }
-    assert_eq!((rounds, table.committed), (4, 16 << 20));
+    assert_eq!((rounds, table.committed), (3, 16 << 20));
     // A consumer that lags is no reason to grow.
     while table.next_event().is_some() {}
     let (lagging, window) = open(&mut table, 2);
     table.probe_start();
     for _ in 0..window / (32 << 10) {
-        table.receive(&data_message(lagging, &vec![0; 32 << 10])).unwrap();
+        table
+            .receive(&data_message(lagging, &vec![0; 32 << 10]), &mut |_, _| 0)
+            .unwrap();
     }
     let most = window as usize / 8 * 7;
     assert_eq!(table.read(lagging, &mut vec![0; most]), Read::Data(most));
@@ -108,7 +138,9 @@ fn only_a_window_that_limits_grows_and_not_beyond_the_limits() {
     table.probe_start();
     while let Read::Data(_) = table.read(lagging, &mut vec![0; most]) {}
     for _ in 0..most / (32 << 10) {
-        table.receive(&data_message(lagging, &vec![0; 32 << 10])).unwrap();
+        table
+            .receive(&data_message(lagging, &vec![0; 32 << 10]), &mut |_, _| 0)
+            .unwrap();
         while let Read::Data(_) = table.read(lagging, &mut vec![0; most]) {}
     }
     assert!(table.probe_done());
@@ -120,7 +152,11 @@ enum Action {
     Open,
     Accept(bool),
     Receive(Vec<u8>),
-    Data(u32, u16),
+    /// How much comes, and how much of it the consumer takes at once.
+    Data(u32, u16, u16),
+    Drain(u32, u16),
+    Ask,
+    Answer(u32, bool),
     PeerClose(u32),
     Read(u32, u16),
     Write(u32),
@@ -139,7 +175,10 @@ fn action() -> impl Strategy<Value = Action> {
             proptest::collection::vec(any::<u8>(), 0..12)
         )
             .prop_map(|(number, id, rest)| Action::Receive(channel_message(number, id, &rest))),
-        (id.clone(), any::<u16>()).prop_map(|(id, size)| Action::Data(id, size)),
+        (id.clone(), any::<u16>(), any::<u16>()).prop_map(|(id, size, taken)| Action::Data(id, size, taken)),
+        (id.clone(), any::<u16>()).prop_map(|(id, size)| Action::Drain(id, size)),
+        Just(Action::Ask),
+        (id.clone(), any::<bool>()).prop_map(|(id, yes)| Action::Answer(id, yes)),
         id.clone().prop_map(Action::PeerClose),
         (id.clone(), any::<u16>()).prop_map(|(id, size)| Action::Read(id, size)),
         id.clone().prop_map(Action::Write),
@@ -163,7 +202,7 @@ proptest! {
         for action in actions {
             match action {
                 Action::Open => {
-                    table.receive(&open_message(next_peer, 1000, "x:1")).unwrap();
+                    table.receive(&open_message(next_peer, 1000, "x:1"), &mut |_, _| 0).unwrap();
                     next_peer += 1;
                 }
                 Action::Accept(true) => {
@@ -176,11 +215,38 @@ proptest! {
                         table.reject(&open, RejectReason::ConnectFailed, "no");
                     }
                 }
-                Action::Receive(message) => drop(table.receive(&message)),
-                Action::Data(id, size) => {
-                    drop(table.receive(&data_message(id, &vec![0; usize::from(size) % (33 << 10)])));
+                Action::Receive(message) => drop(table.receive(&message, &mut |_, _| 0)),
+                Action::Data(id, size, taken) => {
+                    let message = data_message(id, &vec![0; usize::from(size) % (33 << 10)]);
+                    drop(table.receive(&message, &mut |_, _| usize::from(taken)));
                 }
-                Action::PeerClose(id) => drop(table.receive(&channel_message(msg::CHANNEL_CLOSE, id, &[]))),
+                Action::Drain(id, size) => {
+                    let mut left = usize::from(size);
+                    let drained = table.drain(id, |data| {
+                        let n = data.len().min(left);
+                        left -= n;
+                        if n == 7 { Err(()) } else { Ok(n) }
+                    });
+                    prop_assert!(drained != Ok(Drained::Blocked) || left == 0);
+                }
+                Action::Ask => drop(table.open("x:1")),
+                Action::Answer(id, yes) => {
+                    let asked = table.slot(id).is_some_and(|slot| slot.opening);
+                    let answer = if yes {
+                        let numbers = [next_peer, 1000, 32 << 10].map(u32::to_be_bytes).concat();
+                        channel_message(msg::CHANNEL_OPEN_CONFIRMATION, id, &numbers)
+                    } else {
+                        channel_message(msg::CHANNEL_OPEN_FAILURE, id, &[0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0])
+                    };
+                    prop_assert_eq!(table.receive(&answer, &mut |_, _| 0).is_ok(), asked);
+                    if asked && yes {
+                        closed.insert(next_peer, false);
+                        next_peer += 1;
+                    }
+                }
+                Action::PeerClose(id) => {
+                    drop(table.receive(&channel_message(msg::CHANNEL_CLOSE, id, &[]), &mut |_, _| 0));
+                }
                 Action::Read(id, size) => drop(table.read(id, &mut vec![0; usize::from(size)])),
                 Action::Write(id) => {
                     if let Allowance::Bytes { peer, limit } = table.allowance(id) {
@@ -199,6 +265,9 @@ proptest! {
             }
             while let Some(message) = table.next_outgoing() {
                 let peer = u32::from_be_bytes(message[1..5].try_into().unwrap());
+                if message[0] == msg::CHANNEL_OPEN {
+                    continue;
+                }
                 match message[0] {
                     msg::CHANNEL_OPEN_CONFIRMATION => prop_assert_eq!(closed.insert(peer, false), None),
                     msg::CHANNEL_OPEN_FAILURE => prop_assert!(!closed.contains_key(&peer)),
@@ -223,11 +292,11 @@ proptest! {
         let mut table = table(|_| {});
         open(&mut table, 1);
         for mut message in messages {
-            drop(table.receive(&message));
+            drop(table.receive(&message, &mut |_, data| data.len()));
             if let Some(first) = message.first_mut() {
                 *first = 90 + *first % 11;
             }
-            drop(table.receive(&message));
+            drop(table.receive(&message, &mut |_, data| data.len()));
         }
     }
 }

@@ -5,8 +5,20 @@ use crate::{
     wire::Reader,
     *,
 };
-use std::io::ErrorKind;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use std::{
+    future::poll_fn,
+    io::{self, ErrorKind},
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::Notify,
+};
 
 #[tokio::test]
 async fn an_open_carries_its_target_and_can_be_refused() {
@@ -537,4 +549,161 @@ async fn what_a_server_may_not_do() {
         assert!(!last.is_empty(), "{name}: the server is told");
         drop(channel);
     }
+}
+
+/// A local socket that takes `appetite` bytes at a time, and no more until it is fed again.
+#[derive(Debug, Default)]
+struct Mouth {
+    appetite: Mutex<usize>,
+    eaten: Mutex<Vec<u8>>,
+    hungry: Notify,
+    gone: AtomicBool,
+}
+
+impl Mouth {
+    fn feed(&self, appetite: usize) {
+        *self.appetite.lock().unwrap() += appetite;
+        self.hungry.notify_one();
+    }
+}
+
+impl Sink for Mouth {
+    fn try_write(&self, data: &[u8]) -> io::Result<usize> {
+        if self.gone.load(Ordering::Relaxed) {
+            return Err(ErrorKind::ConnectionReset.into());
+        }
+        let mut appetite = self.appetite.lock().unwrap();
+        let n = data.len().min(*appetite);
+        if n == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        *appetite -= n;
+        self.eaten.lock().unwrap().extend_from_slice(&data[..n]);
+        Ok(n)
+    }
+
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let notified = pin!(self.hungry.notified());
+        // A waiter that is dropped loses nothing: the permit stays, and the loop of the test asks again.
+        match notified.poll(cx) {
+            Poll::Ready(()) => Poll::Ready(Ok(())),
+            Poll::Pending => {
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// Data that a sink takes at once is never queued; what it refuses waits its turn, within the window, and credit follows what was taken.
+#[tokio::test]
+async fn data_goes_straight_to_a_sink_and_the_rest_in_order() {
+    let mut running = running(config()).await;
+    let (id, channel) = running.channel(7).await;
+    let mouth = Arc::new(Mouth::default());
+    channel.attach(mouth.clone());
+    let channel = Arc::new(channel);
+    let draining = tokio::spawn({
+        let (channel, mouth) = (channel.clone(), mouth.clone());
+        async move { poll_fn(|cx| channel.poll_drain(cx, &*mouth)).await }
+    });
+    let data: Vec<u8> = (0..2 << 20).map(|n: u32| (n % 251) as u8).collect();
+    let (straight, later) = data.split_at(256 << 10);
+    mouth.feed(straight.len());
+    for piece in straight.chunks(32 << 10) {
+        running.double.send(&data_message(id, piece)).await;
+    }
+    let credit = channel_message(msg::CHANNEL_WINDOW_ADJUST, 7, &(256_u32 << 10).to_be_bytes());
+    assert_eq!(running.double.receive().await, credit, "an eighth of the window");
+    assert_eq!(running.session.stats().queued_bytes, 0);
+    for piece in later.chunks(32 << 10) {
+        running.double.send(&data_message(id, piece)).await;
+    }
+    assert!(
+        running.double.is_quiet().await,
+        "what is not taken is not credited"
+    );
+    assert_eq!(running.session.stats().queued_bytes, later.len());
+    mouth.feed(100_000);
+    mouth.feed(usize::MAX / 2);
+    running
+        .double
+        .send(&channel_message(msg::CHANNEL_CLOSE, id, &[]))
+        .await;
+    draining.await.unwrap().unwrap();
+    assert!(*mouth.eaten.lock().unwrap() == data);
+    assert_eq!(running.session.stats().queued_bytes, 0);
+}
+
+#[tokio::test]
+async fn a_sink_that_breaks_ends_its_own_channel() {
+    let mut running = running(config()).await;
+    let (id, channel) = running.channel(7).await;
+    let (other_id, mut other) = running.channel(8).await;
+    let mouth = Arc::new(Mouth::default());
+    mouth.gone.store(true, Ordering::Relaxed);
+    channel.attach(mouth.clone());
+    running.double.send(&data_message(id, b"lost")).await;
+    let end = poll_fn(|cx| channel.poll_drain(cx, &*mouth)).await;
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    drop(channel);
+    assert_eq!(
+        running.double.receive().await,
+        channel_message(msg::CHANNEL_CLOSE, 7, &[])
+    );
+    running.double.send(&data_message(other_id, b"x")).await;
+    other.read_exact(&mut [0]).await.unwrap();
+}
+
+/// Reads of a local socket land in the output, no more than the window allows, and its end is told.
+#[tokio::test]
+async fn data_is_sent_straight_from_a_source() {
+    let mut running = running(config()).await;
+    running.double.send(&open_message(3, 100_000, "x:1")).await;
+    let channel = running.events.next().await.unwrap().accept();
+    let id = channel.id().unwrap();
+    running.double.receive().await;
+    let data: Vec<u8> = (0..150_000_u32).map(|n| (n % 249) as u8).collect();
+    let sending = tokio::spawn({
+        let data = data.clone();
+        async move {
+            let mut source = &data[..];
+            let mut sent = Vec::new();
+            loop {
+                match poll_fn(|cx| channel.poll_send_from(cx, Pin::new(&mut source)))
+                    .await
+                    .unwrap()
+                {
+                    0 => break,
+                    n => sent.push(n),
+                }
+            }
+            channel.close();
+            channel.close();
+            let closed = poll_fn(|cx| channel.poll_send_from(cx, Pin::new(&mut &b"x"[..]))).await;
+            assert_eq!(closed.unwrap_err().kind(), ErrorKind::BrokenPipe);
+            sent
+        }
+    });
+    let mut seen = Vec::new();
+    while seen.len() < data.len() {
+        let message = running.double.receive().await;
+        assert_eq!(message[..5], channel_message(msg::CHANNEL_DATA, 3, &[]));
+        let piece = Reader::new(&message[5..]).string().unwrap();
+        assert!(piece.len() <= 32 << 10);
+        seen.extend_from_slice(piece);
+        if seen.len() == 100_000 {
+            assert!(running.double.is_quiet().await, "the window is used up");
+            assert_eq!(running.session.stats().window_stalls, 1);
+            let credit = channel_message(msg::CHANNEL_WINDOW_ADJUST, id, &60_000_u32.to_be_bytes());
+            running.double.send(&credit).await;
+        }
+    }
+    assert!(seen == data);
+    assert_eq!(sending.await.unwrap().iter().sum::<usize>(), data.len());
+    assert_eq!(
+        running.double.receive().await,
+        channel_message(msg::CHANNEL_CLOSE, 3, &[])
+    );
+    assert!(running.double.is_quiet().await);
 }

@@ -44,6 +44,38 @@ fn large_packets_are_two_messages_and_small_ones_one() {
     }
 }
 
+/// A packet whose size shows only when it is there has room for the largest headers, and for more.
+#[test]
+fn packets_of_unknown_size_are_framed_alike() {
+    for length in [
+        0,
+        1,
+        125,
+        126,
+        8192,
+        8193,
+        32_800,
+        65_535 + 4096,
+        65_536 + 4096,
+        250_000,
+    ] {
+        for gap in [GAP, GAP + 6, 40] {
+            let packet: Vec<u8> = (0..length).map(|n| (n % 251) as u8).collect();
+            let (mut known, mut unknown) = (Vec::new(), b"before".to_vec());
+            append(&mut known, &packet);
+            unknown.resize(6 + gap, 0);
+            unknown.extend_from_slice(&packet);
+            if length > 65_535 + 4096 && gap == GAP {
+                // Would need a larger header than there is room for; channel data never gets there.
+                continue;
+            }
+            frame_packet(&mut unknown, 6, gap);
+            assert_eq!((&unknown[..6], unknown.len()), (&b"before"[..], 6 + known.len()));
+            assert_eq!(unmask_all(&unknown[6..]), unmask_all(&known), "{length} {gap}");
+        }
+    }
+}
+
 #[test]
 fn a_failed_packet_leaves_nothing_behind() {
     let mut out = b"before".to_vec();
