@@ -86,7 +86,7 @@ pub async fn bytes_are_the_apiservers(cluster: Cluster) -> Result<()> {
                 .context(what.clone())?;
             println!("{what}: {events} events, the same; its end is marked: {end}");
         }
-        ensure!(compared > 10 && pages > 3, "only {compared} cases, {pages} pages");
+        ensure!(compared > 10 && pages > 2, "only {compared} cases, {pages} pages");
     }
     Ok(())
 }
