@@ -166,7 +166,7 @@ async fn agent_core_reads_its_state_before_there_is_a_spec() {
     assert_eq!(status.as_u16(), 200);
     assert_eq!(
         proxy.get("/api/v1/pods", "door-token").await.0.as_u16(),
-        401,
-        "nobody else is known yet"
+        503,
+        "nobody else is known yet, and no token is wrong"
     );
 }

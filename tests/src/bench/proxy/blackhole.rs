@@ -54,6 +54,8 @@ async fn one(door: Door, busy: bool) -> Result<f64> {
     let relay = Relay::start(listen).await?;
     config.listen = listen;
     config.proxy_address = Some(relay.address());
+    // What is called v1 is frames.
+    config.link.http2 = false;
     let simulation = SimulationConfig {
         tick: None,
         fast: true,

@@ -55,7 +55,10 @@ impl Rig {
     }
 
     async fn over(name: &'static str, cluster: Cluster) -> Result<Self> {
-        let mut lab = Lab::with(cluster, ControlPlaneConfig::new(TOKEN), as_installed).await?;
+        // What is called v1 below is frames.
+        let mut frames = ControlPlaneConfig::new(TOKEN);
+        frames.link.http2 = false;
+        let mut lab = Lab::with(cluster, frames, as_installed).await?;
         let id = lab.start().await?;
         let direct = Target::kubeconfig(&lab.kubeconfig)?;
         let (kubectl, port) = kubectl_proxy(&lab).await?;
