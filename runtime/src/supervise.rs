@@ -159,6 +159,8 @@ impl Supervisor {
         task: impl Future<Output = ()> + Send + 'static,
     ) -> TaskHandle {
         let (name, supervisor) = (name.into(), self.clone());
+        // Boxed: each of the wrappers around it would hold room for it once more, and there are thousands of tasks.
+        let task = Box::pin(task);
         let watched = async move {
             if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
                 supervisor.fail(&name, &format!("panicked: {}", panic_text(panic.as_ref())));
