@@ -38,7 +38,7 @@ use crate::{
     policy::{Policy, file::PolicyError, reload},
     report::{self, Reporter},
     shared::{POLICY, Shared},
-    streams::{CancelReason, StreamTable},
+    streams::{Budget, CancelReason, StreamTable},
     upstream::{SettingsError, Upstream},
 };
 
@@ -216,7 +216,10 @@ impl Bound {
         )?;
         let address = upstream.address().to_owned();
         let engine = Engine::new(
-            StreamTable::new(config.max_streams),
+            StreamTable::new(
+                config.max_streams,
+                Budget::new(config.max_waiting_bytes, figures.queue_bytes.clone()),
+            ),
             upstream,
             figures,
             audit,
@@ -243,6 +246,11 @@ impl Bound {
             probe(engine.clone(), shared.clone(), supervisor.clone()),
         );
         supervisor.spawn("drain", end_endless(engine.clone(), supervisor.clone()));
+        supervisor.spawn("stalls", engine.clone().watch_stalls(supervisor.clone()));
+        supervisor.spawn(
+            "recheck",
+            recheck(engine.clone(), shared.clone(), supervisor.clone()),
+        );
 
         let channel = local::channel(config.core_address.as_str(), config.edge_token(), BUILD)?;
         let environment = Environment {
@@ -350,6 +358,24 @@ async fn probe(engine: Engine, shared: Shared, supervisor: Supervisor) {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = shared.upstream_lost() => tokio::time::sleep(PROBE_AGAIN).await,
+            }
+        }
+    };
+    tokio::select! { () = work => {}, () = supervisor.draining() => {} }
+}
+
+/// What is open when the owner changes the rules ends if the new ones do not allow it: `readOnly` stops a running
+/// exec or upload too.
+async fn recheck(engine: Engine, shared: Shared, supervisor: Supervisor) {
+    let work = async {
+        loop {
+            shared.policy_changed().await;
+            let ended = engine.recheck();
+            if ended > 0 {
+                info!(
+                    ended,
+                    "open calls were ended: the policy does not allow them any more"
+                );
             }
         }
     };

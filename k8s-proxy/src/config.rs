@@ -93,6 +93,9 @@ pub struct Flags {
     /// Open calls at a time [env: PIPEOPS_MAX_STREAMS, default: 20000].
     #[arg(long, global = true)]
     max_streams: Option<String>,
+    /// Bytes that may wait for their readers, in all [env: PIPEOPS_MAX_WAITING_BYTES, default: 64Mi].
+    #[arg(long, global = true)]
+    max_waiting_bytes: Option<String>,
 }
 
 /// The settings, read.
@@ -132,6 +135,8 @@ pub struct Config {
     pub response_timeout: Duration,
     /// Open calls at a time.
     pub max_streams: usize,
+    /// Bytes that may wait for their readers, in all.
+    pub max_waiting_bytes: usize,
     /// The pod's own objects as far as they are known without agent-core.
     pub scope: Scope,
 }
@@ -150,7 +155,7 @@ const ONLY_VARIABLES: [&str; 9] = [
 ];
 
 /// Each flag with its variable and its default.
-const SETTINGS: [(&str, &str, Option<&str>); 18] = [
+const SETTINGS: [(&str, &str, Option<&str>); 19] = [
     ("--log-level", "PIPEOPS_LOG_LEVEL", Some("info")),
     ("--log-format", "PIPEOPS_LOG_FORMAT", Some("text")),
     ("--otlp-endpoint", "OTEL_EXPORTER_OTLP_ENDPOINT", None),
@@ -177,6 +182,8 @@ const SETTINGS: [(&str, &str, Option<&str>); 18] = [
     ("--audit", "PIPEOPS_AUDIT", Some("stdout")),
     ("--response-timeout", "PIPEOPS_RESPONSE_TIMEOUT", Some("65s")),
     ("--max-streams", "PIPEOPS_MAX_STREAMS", Some("20000")),
+    // A stalled reader counts with up to 130 KiB, so this bears four hundred of them before any is ended.
+    ("--max-waiting-bytes", "PIPEOPS_MAX_WAITING_BYTES", Some("64Mi")),
 ];
 
 /// What the kubelet mounts into a container that may use the Kubernetes API.
@@ -217,6 +224,11 @@ impl Config {
         let audit = reader.read("--audit", flags.audit.as_deref(), audit);
         let response_timeout = reader.read("--response-timeout", flags.response_timeout.as_deref(), duration);
         let max_streams = reader.read("--max-streams", flags.max_streams.as_deref(), positive);
+        let max_waiting_bytes = reader.read(
+            "--max-waiting-bytes",
+            flags.max_waiting_bytes.as_deref(),
+            quantity,
+        );
         let upstream = reader.upstream(flags);
         let scope = reader.scope();
         let problems = reader.problems;
@@ -225,12 +237,12 @@ impl Config {
             (Some(log_level), Some(log_format), Some(http_listen), Some(grpc_listen)),
             (Some(door_http), Some(door_https), Some(private_dir), Some(edge_dir)),
             (Some(core_address), Some(drain_timeout), Some(audit), Some(response_timeout)),
-            (Some(max_streams), Some(upstream)),
+            (Some(max_streams), Some(max_waiting_bytes), Some(upstream)),
         ) = (
             (log_level, log_format, http_listen, grpc_listen),
             (door_http, door_https, private_dir, edge_dir),
             (core_address, drain_timeout, audit, response_timeout),
-            (max_streams, upstream),
+            (max_streams, max_waiting_bytes, upstream),
         )
         else {
             return Err(problems);
@@ -253,6 +265,7 @@ impl Config {
             audit,
             response_timeout,
             max_streams,
+            max_waiting_bytes,
             scope,
         })
     }
@@ -265,7 +278,7 @@ impl Config {
             .map_or_else(|| "built-in rules".to_owned(), |file| file.display().to_string());
         format!(
             "apiserver {}, doors http {} and https {}, admin {}, grpc {}, agent-core {}, edge token in {}, private folder {}, \
-             policy {policy}, audit {}, answers within {:?}, at most {} calls, drain {:?}",
+             policy {policy}, audit {}, answers within {:?}, at most {} calls and {} bytes waiting, drain {:?}",
             self.upstream.address(),
             self.door_http,
             self.door_https,
@@ -277,6 +290,7 @@ impl Config {
             if self.audit { "stdout" } else { "off" },
             self.response_timeout,
             self.max_streams,
+            self.max_waiting_bytes,
             self.drain_timeout,
         )
     }
@@ -506,6 +520,19 @@ fn positive(value: &str) -> Result<usize, &'static str> {
         .ok()
         .filter(|number| *number > 0)
         .ok_or("is not a number above 0")
+}
+
+/// Bytes, plain or with one of the suffixes that Kubernetes writes.
+fn quantity(value: &str) -> Result<usize, &'static str> {
+    const WRONG: &str = "is not a number of bytes, such as 64Mi";
+    let (digits, shift) = match value {
+        _ if value.ends_with("Gi") => (value.trim_end_matches("Gi"), 30),
+        _ if value.ends_with("Mi") => (value.trim_end_matches("Mi"), 20),
+        _ if value.ends_with("Ki") => (value.trim_end_matches("Ki"), 10),
+        _ => (value, 0),
+    };
+    let number = positive(digits).map_err(|_| WRONG)?;
+    number.checked_mul(1 << shift).ok_or("is more than there can be")
 }
 
 #[cfg(test)]

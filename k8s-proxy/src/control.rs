@@ -14,8 +14,8 @@ use tokio_stream::{StreamExt as _, wrappers::BroadcastStream};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    engine::{Engine, credential::Who},
-    identity::{Caller, Mode},
+    engine::Engine,
+    identity::{Caller, Mode, Who},
     path,
     report::Reporter,
     streams::CancelReason,
@@ -126,10 +126,17 @@ impl Proxy for ProxyService {
         } else {
             Caller::new(asked.user.as_str(), asked.groups.clone(), Mode::Agent)
         };
+        // As a door in mode impersonate would ask: may the speaker speak for this person, and may the person do it?
+        let impersonated = !asked.speaker.is_empty();
+        let caller = if impersonated {
+            Caller::new(asked.speaker, Vec::new(), Mode::Impersonate)
+        } else {
+            caller
+        };
         let who = Who {
             user: asked.user,
             groups: asked.groups,
-            impersonated: false,
+            impersonated,
         };
         let decision = self.engine.decide(&caller, &who, &target);
         Ok(Response::new(ExplainAccessResponse {

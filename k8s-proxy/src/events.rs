@@ -87,6 +87,11 @@ impl Splitter {
         Ok(None)
     }
 
+    /// How many bytes of an event that is not complete are kept.
+    pub fn partial(&self) -> usize {
+        self.partial.len() + self.chunk.len()
+    }
+
     /// Whether the stream ended inside an event.
     pub fn is_partial(&self) -> bool {
         !self

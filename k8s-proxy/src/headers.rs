@@ -23,7 +23,7 @@ const HOP_BY_HOP: [&str; 11] = [
 
 /// Names that tell the apiserver who is asking, or pretend where a request comes from; compared after `_` → `-`.
 const IDENTITY_PREFIXES: [&str; 6] = [
-    "impersonate-",
+    "impersonate",
     "x-remote-",
     "x-forwarded-",
     "x-pipeops-",
@@ -53,7 +53,6 @@ pub fn clean_request(headers: &HeaderMap) -> HeaderMap {
             || IDENTITY_PREFIXES
                 .iter()
                 .any(|prefix| spelling.starts_with(prefix))
-            || spelling == "impersonate"
             || named.contains(name);
         if !drop {
             out.append(name.clone(), value.clone());

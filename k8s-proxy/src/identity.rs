@@ -74,6 +74,17 @@ impl Caller {
     }
 }
 
+/// Who a call is for, as the policy sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Who {
+    /// User name.
+    pub user: String,
+    /// Groups.
+    pub groups: Vec<String>,
+    /// It is a person the caller speaks for.
+    pub impersonated: bool,
+}
+
 /// The tokens that may knock, known by digest only.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Accepted {

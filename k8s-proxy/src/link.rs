@@ -25,6 +25,7 @@ use tracing::{debug, info, warn};
 use crate::{
     doors::dial::Dialler,
     identity::Accepted,
+    limits::Limits,
     report::Reporter,
     shared::{SPEC, Shared},
     streams::lock,
@@ -107,6 +108,10 @@ impl Applier {
         );
         self.shared.set_scope(spec);
         self.shared.set_accepted(accepted);
+        let asked = Limits::from_proto(spec.asked_limits.as_ref());
+        self.shared
+            .limits()
+            .set(Limits::from_proto(spec.limits.as_ref()).lowered_by(asked));
         self.dialler.apply(&spec.dial);
         *lock(&self.applied.inner) = (spec.epoch.clone(), spec.revision);
         let reason = if spec.reason.is_empty() {

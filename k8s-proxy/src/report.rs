@@ -61,6 +61,7 @@ impl Reporter {
 
     fn status(&self) -> ProxyStatus {
         let (counts, totals) = (self.figures(), self.shared.totals());
+        let budget = self.engine.streams().budget();
         let small = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         ProxyStatus {
             doors: self.board.list(),
@@ -72,6 +73,9 @@ impl Reporter {
             read_only: self.shared.policy().read_only,
             upstream: self.upstream.clone(),
             rewatched_total: totals.rewatched,
+            limits: Some(self.shared.limits().limits().to_proto()),
+            waiting_bytes: budget.used() as u64,
+            max_waiting_bytes: budget.limit() as u64,
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::{
     identity::Accepted,
+    limits::Book,
     policy::{Policy, Scope},
     streams::lock,
 };
@@ -40,6 +41,8 @@ struct Inner {
     /// Names that the settings gave; they win over the spec's.
     own_scope: Scope,
     scope: Mutex<Scope>,
+    policy_changed: Notify,
+    limits: Book,
     upstream_up: AtomicBool,
     upstream_lost: Notify,
     requests: AtomicU64,
@@ -70,6 +73,8 @@ impl Shared {
             accepted: watch::Sender::new(Arc::default()),
             scope: Mutex::new(own_scope.or(&Scope::default())),
             own_scope,
+            policy_changed: Notify::new(),
+            limits: Book::default(),
             upstream_up: AtomicBool::new(false),
             upstream_lost: Notify::new(),
             requests: AtomicU64::new(0),
@@ -94,6 +99,17 @@ impl Shared {
     /// Puts another policy in force.
     pub fn set_policy(&self, policy: Policy) {
         *lock(&self.inner.policy) = Arc::new(policy);
+        self.inner.policy_changed.notify_one();
+    }
+
+    /// Resolves when another policy is in force than at the last call.
+    pub async fn policy_changed(&self) {
+        self.inner.policy_changed.notified().await;
+    }
+
+    /// What each caller may have.
+    pub fn limits(&self) -> &Book {
+        &self.inner.limits
     }
 
     /// The tokens that may knock, and their changes.

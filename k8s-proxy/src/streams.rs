@@ -1,94 +1,35 @@
-//! The table of open calls: bounded, listed for people, each entry cancellable from outside.
+//! The table of open calls: bounded in number and in bytes that wait, listed for people, each entry cancellable from
+//! outside.
+
+mod budget;
+mod cancel;
+mod stalls;
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use proto::v1::{self, stream_event::Kind};
-use tokio::sync::broadcast;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio::{sync::broadcast, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+pub use budget::{Budget, Hold, Share};
+pub use cancel::{Cancel, CancelReason};
+
+use crate::{
+    identity::{Caller, Who},
+    target::Target,
+};
 
 /// How many events a slow watcher of the table may lag behind.
 const WATCHER_QUEUE: usize = 256;
-
-/// Why a call was ended from outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CancelReason {
-    /// Its caller asked for it.
-    Caller,
-    /// The caller's connection is gone.
-    ConnectionLost,
-    /// A person asked for it over gRPC.
-    Operator,
-    /// The process stops.
-    Draining,
-    /// The credential it came with is not accepted any more.
-    Withdrawn,
-    /// Its own deadline.
-    Deadline,
-    /// Its reader took nothing while too many other readers did not either.
-    Stalled,
-}
-
-impl CancelReason {
-    /// One sentence for the caller.
-    pub fn sentence(self) -> &'static str {
-        match self {
-            Self::Caller => "cancelled by the caller",
-            Self::ConnectionLost => "the connection of the caller is gone",
-            Self::Operator => "cancelled by an operator of the cluster",
-            Self::Draining => "k8s-proxy is stopping: open the call again",
-            Self::Withdrawn => "the credential of this connection is not accepted any more",
-            Self::Deadline => "the call's own deadline is over",
-            Self::Stalled => "the reader took nothing, and too many others do not either",
-        }
-    }
-
-    /// A word for audit.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Caller => "cancelled",
-            Self::ConnectionLost => "connection_lost",
-            Self::Operator => "cancelled_by_operator",
-            Self::Draining => "draining",
-            Self::Withdrawn => "withdrawn",
-            Self::Deadline => "deadline",
-            Self::Stalled => "stalled",
-        }
-    }
-}
-
-/// Ends one call; clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel {
-    token: CancellationToken,
-    reason: Arc<OnceLock<CancelReason>>,
-}
-
-impl Cancel {
-    /// Ends the call; the first reason stands.
-    pub fn cancel(&self, reason: CancelReason) {
-        self.reason.set(reason).ok();
-        self.token.cancel();
-    }
-
-    /// Why it was ended, if it was.
-    pub fn reason(&self) -> Option<CancelReason> {
-        self.token
-            .is_cancelled()
-            .then(|| self.reason.get().copied().unwrap_or(CancelReason::Caller))
-    }
-
-    /// Resolves when it is ended.
-    pub fn cancelled(&self) -> WaitForCancellationFutureOwned {
-        self.token.clone().cancelled_owned()
-    }
-}
+/// Places that only agent-core may take: a full table must not keep it from its state.
+const RESERVED: usize = 16;
 
 /// One open call.
 #[derive(Debug)]
@@ -99,14 +40,14 @@ pub struct Stream {
     pub door: Arc<str>,
     /// The caller's id, where the protocol has one.
     pub request_id: String,
-    /// Identity or impersonated person.
-    pub user: String,
+    /// Identity of the door.
+    pub caller: Arc<Caller>,
+    /// That identity or the person it speaks for.
+    pub who: Who,
     /// HTTP method.
-    pub method: String,
-    /// Path without query.
-    pub path: String,
-    /// Whether it is a watch.
-    pub watch: bool,
+    pub method: http::Method,
+    /// What is asked for.
+    pub target: Arc<Target>,
     /// Whether it may last for hours.
     pub endless: bool,
     /// When it was opened.
@@ -115,31 +56,74 @@ pub struct Stream {
     pub events: AtomicU64,
     /// Bytes passed on.
     pub bytes: AtomicU64,
+    /// Bytes that wait for its reader.
+    pub held: AtomicUsize,
     /// How often the watch was opened again upstream.
     pub rewatches: AtomicU32,
     /// Last resourceVersion passed on.
     pub version: Mutex<String>,
     /// Ends it.
     pub cancel: Cancel,
+    /// Ends what carries it, for a reader that never comes back to hear of it.
+    stop: Option<CancellationToken>,
+    /// Milliseconds of the table's clock, plus one, since which its reader has something to take; zero: nothing.
+    handed: AtomicU64,
 }
 
 impl Stream {
+    /// Its reader has something to take since now.
+    pub(crate) fn hand(&self, at: Duration) {
+        self.handed.store(millis(at) + 1, Relaxed);
+    }
+
+    /// Its reader has taken all there was; returns for how long it let us wait.
+    pub(crate) fn take(&self, now: Duration) -> Duration {
+        match self.handed.swap(0, Relaxed) {
+            0 => Duration::ZERO,
+            at => now.saturating_sub(Duration::from_millis(at - 1)),
+        }
+    }
+
+    /// How long its reader has let something wait.
+    fn stalled_for(&self, now: Duration) -> Option<Duration> {
+        match self.handed.load(Relaxed) {
+            0 => None,
+            at => Some(now.saturating_sub(Duration::from_millis(at - 1))),
+        }
+    }
+
+    /// Ends the call. A reader that takes nothing would never hear of it, so what carries it is ended too.
+    fn end(&self, reason: CancelReason) {
+        self.cancel.cancel(reason);
+        if self.handed.load(Relaxed) > 0
+            && let Some(stop) = &self.stop
+        {
+            stop.cancel();
+        }
+    }
+
     fn to_proto(&self) -> v1::Stream {
         v1::Stream {
             id: self.id,
             door: self.door.to_string(),
             request_id: self.request_id.clone(),
-            user: self.user.clone(),
-            method: self.method.clone(),
-            path: self.path.clone(),
-            watch: self.watch,
+            user: self.who.user.clone(),
+            method: self.method.to_string(),
+            path: self.target.path.clone(),
+            watch: self.target.watch,
             opened: Some(self.opened.into()),
             events: self.events.load(Relaxed),
             bytes: self.bytes.load(Relaxed),
             resource_version: lock(&self.version).clone(),
             rewatches: self.rewatches.load(Relaxed),
+            caller: self.caller.name.clone(),
+            waiting_bytes: self.held.load(Relaxed) as u64,
         }
     }
+}
+
+fn millis(at: Duration) -> u64 {
+    u64::try_from(at.as_millis()).unwrap_or(u64::MAX - 1)
 }
 
 /// What a call brings into the table.
@@ -149,18 +133,20 @@ pub struct NewStream {
     pub door: Arc<str>,
     /// See [`Stream::request_id`].
     pub request_id: String,
-    /// See [`Stream::user`].
-    pub user: String,
+    /// See [`Stream::caller`].
+    pub caller: Arc<Caller>,
+    /// See [`Stream::who`].
+    pub who: Who,
     /// See [`Stream::method`].
-    pub method: String,
-    /// See [`Stream::path`].
-    pub path: String,
-    /// See [`Stream::watch`].
-    pub watch: bool,
+    pub method: http::Method,
+    /// See [`Stream::target`].
+    pub target: Arc<Target>,
     /// See [`Stream::endless`].
     pub endless: bool,
     /// See [`Stream::cancel`].
     pub cancel: Cancel,
+    /// Ends what carries the call.
+    pub stop: Option<CancellationToken>,
 }
 
 #[derive(Debug, Default)]
@@ -174,24 +160,39 @@ struct Entries {
 pub struct StreamTable {
     entries: Arc<Mutex<Entries>>,
     limit: usize,
+    budget: Budget,
+    started: Instant,
     events: broadcast::Sender<v1::StreamEvent>,
 }
 
 impl StreamTable {
-    /// An empty table that holds at most `limit` calls.
-    pub fn new(limit: usize) -> Self {
+    /// An empty table that holds at most `limit` calls, whose waiting bytes are counted in `budget`.
+    pub fn new(limit: usize, budget: Budget) -> Self {
         Self {
             entries: Arc::default(),
             limit,
+            budget,
+            started: Instant::now(),
             events: broadcast::Sender::new(WATCHER_QUEUE),
         }
+    }
+
+    /// The bytes that wait.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// The table's clock.
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// Takes a call in; `None` when the table is full. The call leaves when the result is dropped.
     pub fn open(&self, new: NewStream) -> Option<OpenStream> {
         let stream = {
             let mut entries = lock(&self.entries);
-            if entries.open.len() >= self.limit {
+            let reserved = if new.caller.agent_core { RESERVED } else { 0 };
+            if entries.open.len() >= self.limit + reserved {
                 return None;
             }
             entries.next += 1;
@@ -199,17 +200,20 @@ impl StreamTable {
                 id: entries.next,
                 door: new.door,
                 request_id: new.request_id,
-                user: new.user,
+                caller: new.caller,
+                who: new.who,
                 method: new.method,
-                path: new.path,
-                watch: new.watch,
+                target: new.target,
                 endless: new.endless,
                 opened: SystemTime::now(),
                 events: AtomicU64::new(0),
                 bytes: AtomicU64::new(0),
+                held: AtomicUsize::new(0),
                 rewatches: AtomicU32::new(0),
                 version: Mutex::default(),
                 cancel: new.cancel,
+                stop: new.stop,
+                handed: AtomicU64::new(0),
             });
             entries.open.insert(stream.id, Arc::clone(&stream));
             stream
@@ -225,22 +229,28 @@ impl StreamTable {
     pub fn cancel(&self, id: u64, reason: CancelReason) -> bool {
         let stream = lock(&self.entries).open.get(&id).cloned();
         stream.is_some_and(|stream| {
-            stream.cancel.cancel(reason);
+            stream.end(reason);
             true
         })
     }
 
     /// Ends every call that may last for hours.
     pub fn cancel_endless(&self, reason: CancelReason) {
-        let endless: Vec<_> = lock(&self.entries)
+        self.cancel_where(reason, |stream| stream.endless);
+    }
+
+    /// Ends every call that `which` picks; returns how many.
+    pub fn cancel_where(&self, reason: CancelReason, which: impl Fn(&Stream) -> bool) -> usize {
+        let picked: Vec<_> = lock(&self.entries)
             .open
             .values()
-            .filter(|stream| stream.endless)
+            .filter(|stream| which(stream))
             .cloned()
             .collect();
-        for stream in endless {
-            stream.cancel.cancel(reason);
+        for stream in &picked {
+            stream.end(reason);
         }
+        picked.len()
     }
 
     /// Every open call, oldest first.
@@ -254,7 +264,7 @@ impl StreamTable {
         let entries = lock(&self.entries);
         Counts {
             open: entries.open.len(),
-            watches: entries.open.values().filter(|stream| stream.watch).count(),
+            watches: entries.open.values().filter(|stream| stream.target.watch).count(),
             finite: entries.open.values().filter(|stream| !stream.endless).count(),
         }
     }
@@ -296,6 +306,18 @@ pub struct OpenStream {
     pub stream: Arc<Stream>,
 }
 
+impl OpenStream {
+    /// What the call keeps waiting.
+    pub fn hold(&self) -> Hold {
+        self.table.budget.hold(Arc::clone(&self.stream))
+    }
+
+    /// The table's clock.
+    pub(crate) fn now(&self) -> Duration {
+        self.table.now()
+    }
+}
+
 impl Drop for OpenStream {
     fn drop(&mut self) {
         lock(&self.table.entries).open.remove(&self.stream.id);
@@ -309,97 +331,4 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::VecDeque;
-
-    fn new(path: &str, watch: bool) -> NewStream {
-        NewStream {
-            door: "http".into(),
-            request_id: String::new(),
-            user: "u".to_owned(),
-            method: "GET".to_owned(),
-            path: path.to_owned(),
-            watch,
-            endless: watch,
-            cancel: Cancel::default(),
-        }
-    }
-
-    #[test]
-    fn the_first_reason_stands() {
-        let cancel = Cancel::default();
-        assert_eq!(cancel.reason(), None);
-        cancel.cancel(CancelReason::Operator);
-        cancel.cancel(CancelReason::Draining);
-        assert_eq!(cancel.reason(), Some(CancelReason::Operator));
-    }
-
-    #[test]
-    fn watchers_of_the_table_see_each_call_open_and_close() {
-        let table = StreamTable::new(2);
-        let mut events = table.subscribe();
-        drop(table.open(new("/a", true)));
-        let seen = |event: v1::StreamEvent| (event.kind(), event.stream.unwrap().path);
-        assert_eq!(seen(events.try_recv().unwrap()), (Kind::Opened, "/a".to_owned()));
-        assert_eq!(seen(events.try_recv().unwrap()), (Kind::Closed, "/a".to_owned()));
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Open(bool),
-        CloseOldest,
-        CancelOldest,
-        CancelEndless,
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            any::<bool>().prop_map(Step::Open),
-            Just(Step::CloseOldest),
-            Just(Step::CancelOldest),
-            Just(Step::CancelEndless)
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn the_table_is_a_bounded_set_of_calls(limit in 1_usize..5, steps in prop::collection::vec(step(), 0..40)) {
-            let table = StreamTable::new(limit);
-            let mut model: VecDeque<(OpenStream, bool, bool)> = VecDeque::new();
-            for step in steps {
-                match step {
-                    Step::Open(watch) => match table.open(new("/x", watch)) {
-                        Some(open) => model.push_back((open, watch, false)),
-                        None => prop_assert_eq!(model.len(), limit),
-                    },
-                    Step::CloseOldest => drop(model.pop_front()),
-                    Step::CancelOldest => match model.front_mut() {
-                        Some((open, _, cancelled)) => {
-                            prop_assert!(table.cancel(open.stream.id, CancelReason::Operator));
-                            *cancelled = true;
-                        }
-                        None => prop_assert!(!table.cancel(1, CancelReason::Operator)),
-                    },
-                    Step::CancelEndless => {
-                        table.cancel_endless(CancelReason::Draining);
-                        for (_, watch, cancelled) in &mut model {
-                            *cancelled |= *watch;
-                        }
-                    }
-                }
-                let counts = table.counts();
-                prop_assert!(counts.open <= limit);
-                prop_assert_eq!(counts.open, model.len());
-                prop_assert_eq!(counts.watches, model.iter().filter(|(_, watch, _)| *watch).count());
-                let ids: Vec<_> = table.list().iter().map(|stream| stream.id).collect();
-                let expected: Vec<_> = model.iter().map(|(open, ..)| open.stream.id).collect();
-                prop_assert_eq!(ids, expected);
-                for (open, _, cancelled) in &model {
-                    prop_assert_eq!(open.stream.cancel.reason().is_some(), *cancelled);
-                }
-            }
-        }
-    }
-}
+mod tests;

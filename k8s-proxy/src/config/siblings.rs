@@ -38,7 +38,7 @@ const NAMES: [&str; 32] = [
 
 /// Families of names: the sections of agent-core's file as variables, the targets of tunnel-sidecar, and what the
 /// test harness sets.
-const FAMILIES: [&str; 14] = [
+const FAMILIES: [&str; 15] = [
     "PIPEOPS_AGENT_",
     "PIPEOPS_FRP_",
     "PIPEOPS_GATEWAY_",
@@ -47,6 +47,7 @@ const FAMILIES: [&str; 14] = [
     "PIPEOPS_LOGGING_",
     "PIPEOPS_PEERS_",
     "PIPEOPS_PIPEOPS_",
+    "PIPEOPS_PROXY_",
     "PIPEOPS_REGISTRATION_",
     "PIPEOPS_RUNNER_",
     "PIPEOPS_TARGET_",

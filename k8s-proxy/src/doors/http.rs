@@ -33,6 +33,7 @@ use crate::{
     path,
     shared::Shared,
     status::Failure,
+    stop::stoppable,
     streams::Cancel,
     upstream::Supervised,
 };
@@ -100,7 +101,8 @@ pub async fn serve(listener: TcpListener, door: Door) -> Result<(), io::Error> {
             Ok((tcp, _)) => {
                 tcp.set_nodelay(true).ok();
                 let task = connection(tcp, door.clone());
-                door.supervisor.spawn("door connection", task);
+                door.supervisor
+                    .spawn("door connection", stoppable(Box::pin(task)));
             }
             Err(error) => {
                 warn!(door = %door.name, %error, "cannot accept");
@@ -143,7 +145,8 @@ async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, doo
         let door = door.clone();
         service_fn(move |request| {
             let door = door.clone();
-            async move { Ok::<_, Infallible>(door.answer(request).await) }
+            // Boxed: once the head is there its memory goes, while the answer itself may last for hours.
+            Box::pin(async move { Ok::<_, Infallible>(door.answer(request).await) })
         })
     };
     let mut served = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));

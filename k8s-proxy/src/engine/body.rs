@@ -3,8 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::atomic::Ordering::Relaxed,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
@@ -12,7 +11,14 @@ use http_body::{Body, Frame, SizeHint};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::{ticket::Ticket, watch::WatchBody};
-use crate::{streams::CancelReason, upstream::AnswerBody};
+use crate::{
+    streams::{CancelReason, Hold},
+    upstream::AnswerBody,
+};
+
+/// What a door may have taken from us without having sent it: its own buffer for one call (`max_send_buf_size` and
+/// `max_buf_size` of the doors). hyper does not tell how full that is, so a stalled reader counts with all of it.
+const SEND_BUFFER: usize = 64 * 1024;
 
 /// Why an answer ended before its end.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,11 +67,16 @@ impl fmt::Debug for EngineBody {
 }
 
 impl EngineBody {
-    pub(super) fn new(inner: Inner, ticket: Ticket) -> Self {
+    pub(super) fn new(inner: Inner, mut ticket: Ticket) -> Self {
+        ticket.request = None;
         let events = matches!(inner, Inner::Watch(_));
         let cancelled = match &inner {
             Inner::Full(_) => None,
-            Inner::Plain(_) | Inner::Watch(_) => ticket.cancel().map(|cancel| Box::pin(cancel.cancelled())),
+            Inner::Plain(_) | Inner::Watch(_) => {
+                // A window that is closed keeps the door from even asking for the first byte.
+                ticket.handed(0);
+                ticket.cancel().map(|cancel| Box::pin(cancel.cancelled()))
+            }
         };
         Self {
             inner,
@@ -74,6 +85,11 @@ impl EngineBody {
             over: false,
             events,
         }
+    }
+
+    /// What waits of this call, for a door that counts it by itself.
+    pub(crate) fn hand_over_hold(&mut self) -> Option<Hold> {
+        self.ticket.hand_over_hold()
     }
 
     /// Whether each piece is one whole watch event.
@@ -104,6 +120,7 @@ impl Body for EngineBody {
         if this.over {
             return Poll::Ready(None);
         }
+        this.ticket.taken();
         if let Some(cancelled) = &mut this.cancelled
             && cancelled.as_mut().poll(cx).is_ready()
         {
@@ -117,14 +134,26 @@ impl Body for EngineBody {
             this.inner = Inner::Full(Bytes::new());
             return Poll::Ready(Some(Err(AnswerEnd::Cancelled(reason))));
         }
-        let frame = match &mut this.inner {
-            Inner::Full(bytes) if bytes.is_empty() => None,
-            Inner::Full(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
-            Inner::Plain(body) => {
-                let frame = ready!(Pin::new(body.as_mut()).poll_frame(cx));
-                frame.map(|frame| frame.map_err(|error| runtime::supervise::chain(&error)))
+        let polled = match &mut this.inner {
+            Inner::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Inner::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            // A caller that has used up its bytes waits here, and the apiserver with it.
+            Inner::Plain(_) | Inner::Watch(_) if this.ticket.permit.poll_ready(cx).is_pending() => {
+                Poll::Pending
             }
-            Inner::Watch(watch) => ready!(watch.poll_event(cx)).map(|event| Ok(Frame::data(event))),
+            Inner::Plain(body) => Pin::new(body.as_mut())
+                .poll_frame(cx)
+                .map_err(|error| runtime::supervise::chain(&error)),
+            Inner::Watch(watch) => watch
+                .poll_event(cx)
+                .map(|event| event.map(|event| Ok(Frame::data(event)))),
+        };
+        let Poll::Ready(frame) = polled else {
+            this.ticket.idle(match &this.inner {
+                Inner::Watch(watch) => watch.partial(),
+                Inner::Full(_) | Inner::Plain(_) => 0,
+            });
+            return Poll::Pending;
         };
         match frame {
             None => {
@@ -137,10 +166,9 @@ impl Body for EngineBody {
             }
             Some(Ok(frame)) => {
                 let len = frame.data_ref().map_or(0, Bytes::len);
-                this.ticket.bytes += len as u64;
-                if let Some(stream) = this.ticket.stream() {
-                    stream.bytes.fetch_add(len as u64, Relaxed);
-                }
+                this.ticket.moved(len);
+                let sent = usize::try_from(this.ticket.bytes).unwrap_or(usize::MAX);
+                this.ticket.handed(len + SEND_BUFFER.min(sent));
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => {

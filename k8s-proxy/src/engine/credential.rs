@@ -3,7 +3,12 @@
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::AUTHORIZATION};
 
 use super::Ask;
-use crate::{headers, identity::Mode, policy, status::Failure};
+use crate::{
+    headers,
+    identity::{Mode, Who},
+    policy,
+    status::Failure,
+};
 
 /// The person a control plane speaks for.
 const USER: HeaderName = HeaderName::from_static("pipeops-user");
@@ -11,17 +16,6 @@ const USER: HeaderName = HeaderName::from_static("pipeops-user");
 const GROUPS: HeaderName = HeaderName::from_static("pipeops-groups");
 const IMPERSONATE_USER: HeaderName = HeaderName::from_static("impersonate-user");
 const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group");
-
-/// Who a call is for, as the policy sees it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Who {
-    /// User name.
-    pub user: String,
-    /// Groups.
-    pub groups: Vec<String>,
-    /// It is a person the caller speaks for.
-    pub impersonated: bool,
-}
 
 /// Cleans the headers, then adds what the door's mode says. Returns whether our own token goes with the call.
 ///

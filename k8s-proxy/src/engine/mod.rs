@@ -11,6 +11,7 @@
 
 pub mod body;
 pub mod credential;
+mod stalls;
 mod ticket;
 mod tunnel;
 mod watch;
@@ -22,7 +23,10 @@ use http::{
     header::{self, AUTHORIZATION},
     uri::PathAndQuery,
 };
-use runtime::{supervise::chain, trace};
+use runtime::{
+    supervise::{Supervisor, chain},
+    trace,
+};
 use tokio::time::{Instant, timeout};
 use tracing::{Instrument as _, Span, field, info_span};
 
@@ -33,12 +37,14 @@ pub use tunnel::Tunnel;
 use crate::{
     audit::Audit,
     headers,
-    identity::Caller,
+    identity::{Caller, Who},
+    limits::Paced,
     metrics::ProxyMetrics,
     policy::{Decision, Policy, Subject},
     shared::Shared,
     status::Failure,
-    streams::{Cancel, CancelReason, NewStream, StreamTable},
+    stop,
+    streams::{Cancel, CancelReason, NewStream, Share, StreamTable},
     target::Target,
     upstream::{AnswerBody, Class, RequestBody, Upstream, UpstreamError},
 };
@@ -79,6 +85,10 @@ pub struct EngineSettings {
     pub head_timeout: Duration,
 }
 
+fn too_many(cause: &'static str, sentence: &str) -> Failure {
+    Failure::new(StatusCode::TOO_MANY_REQUESTS, cause, sentence).retry_after(1)
+}
+
 /// The engine; clones share it.
 #[derive(Clone, Debug)]
 pub struct Engine {
@@ -92,6 +102,8 @@ pub(crate) struct Inner {
     pub(crate) metrics: ProxyMetrics,
     pub(crate) audit: Audit,
     pub(crate) shared: Shared,
+    /// The rule of calls that ended before one decided.
+    no_rule: Arc<str>,
     settings: EngineSettings,
 }
 
@@ -121,6 +133,7 @@ impl Engine {
                 metrics,
                 audit,
                 shared,
+                no_rule: "none".into(),
                 settings,
             }),
         }
@@ -148,8 +161,8 @@ impl Engine {
     }
 
     /// Reads what is asked, and opens its span and its ticket.
-    fn begin(&self, ask: &Ask, upgrade: bool) -> (Target, Span, Ticket) {
-        let target = Target::read(&ask.method, &ask.uri, upgrade);
+    fn begin(&self, ask: &Ask, upgrade: bool) -> (Arc<Target>, Span, Ticket) {
+        let target = Arc::new(Target::read(&ask.method, &ask.uri, upgrade));
         let span = info_span!(
             "kubernetes.request",
             otel.kind = "server",
@@ -157,18 +170,24 @@ impl Engine {
             http.request.method = %ask.method,
             http.route = field::Empty,
             http.response.status_code = field::Empty,
-            k8s.verb = target.verb,
-            pipeops.door = %ask.door,
-            enduser.id = field::Empty,
+            url.path = field::Empty,
+            user.name = field::Empty,
             error.type = field::Empty,
+            k8s.namespace.name = field::Empty,
+            pipeops.door = %ask.door,
+            pipeops.verb = target.verb,
         );
         if !span.is_disabled() {
             let route = target.route();
             span.record("otel.name", format!("{} {route}", ask.method))
-                .record("http.route", route);
+                .record("http.route", route)
+                .record("url.path", target.path.as_str());
+            if !target.namespace.is_empty() {
+                span.record("k8s.namespace.name", target.namespace.as_str());
+            }
             trace::set_parent(&span, &ask.headers);
         }
-        let ticket = Ticket::new(Arc::clone(&self.inner), ask, &target, span.clone());
+        let ticket = Ticket::new(Arc::clone(&self.inner), ask, Arc::clone(&target), span.clone());
         (target, span, ticket)
     }
 
@@ -197,28 +216,31 @@ impl Engine {
 
     /// Everything that may refuse a call before the apiserver hears of it; returns its clean headers and whether
     /// our own token goes with it.
-    fn admit(&self, ask: &Ask, target: &Target, ticket: &mut Ticket) -> Result<(HeaderMap, bool), Failure> {
+    fn admit(
+        &self,
+        ask: &Ask,
+        target: &Arc<Target>,
+        endless: bool,
+        ticket: &mut Ticket,
+    ) -> Result<(HeaderMap, bool), Failure> {
         let (headers, own_token, subject) = credential::prepare(ask)?;
-        ticket.user = subject.user.clone();
+        ticket.user = subject.impersonated.then(|| subject.user.clone());
+        let permit = self.inner.shared.limits().admit(&ask.caller, endless)?;
+        ticket.request = self.room(ask)?;
         let new = NewStream {
             door: Arc::clone(&ask.door),
             request_id: ask.request_id.clone(),
-            user: subject.user.clone(),
-            method: ask.method.to_string(),
-            path: target.path.clone(),
-            watch: target.watch,
-            endless: target.endless(),
+            caller: Arc::clone(&ask.caller),
+            who: subject.clone(),
+            method: ask.method.clone(),
+            target: Arc::clone(target),
+            endless,
             cancel: ask.cancel.clone(),
+            stop: stop::current(),
         };
-        let open = self.inner.streams.open(new).ok_or_else(|| {
-            Failure::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "table_full",
-                "too many open calls on this agent",
-            )
-            .retry_after(1)
-        })?;
-        ticket.admitted(open);
+        let full = || too_many("table_full", "too many open calls on this agent");
+        let open = self.inner.streams.open(new).ok_or_else(full)?;
+        ticket.admitted(open, permit);
         let decision = self.decide(&ask.caller, &subject, target);
         ticket.decided(&decision);
         if !decision.allowed {
@@ -230,11 +252,12 @@ impl Engine {
     async fn carry(
         &self,
         ask: Ask,
-        target: Target,
+        target: Arc<Target>,
         upgrade: bool,
         ticket: &mut Ticket,
     ) -> Result<Response<body::Inner>, Failure> {
-        let (headers, own_token) = self.admit(&ask, &target, ticket)?;
+        let endless = target.endless() || upgrade;
+        let (headers, own_token) = self.admit(&ask, &target, endless, ticket)?;
         if upgrade {
             let sentence = "this door carries no exec, attach and port-forward: use the HTTPS door, or HTTP/2 over the WebSocket";
             return Err(Failure::new(StatusCode::NOT_IMPLEMENTED, "upgrade", sentence));
@@ -256,7 +279,8 @@ impl Engine {
                 } else {
                     Class::Ordinary
                 };
-                let response = self.send(&sendable, &ask.uri, ask.body, class).await?;
+                let body = Paced::wrap(ask.body, ticket.permit.pace());
+                let response = self.send(&sendable, &ask.uri, body, class).await?;
                 Ok(response.map(|body| body::Inner::Plain(Box::new(body))))
             }
         };
@@ -267,8 +291,36 @@ impl Engine {
         }
     }
 
+    /// Room for a body that is all here. agent-core's bodies are small, and it is not kept from its state.
+    fn room(&self, ask: &Ask) -> Result<Option<Share>, Failure> {
+        let budget = self.inner.streams.budget();
+        let bytes = match &ask.body {
+            RequestBody::Full(bytes) => bytes.len(),
+            RequestBody::Stream(_) => 0,
+        };
+        if ask.caller.agent_core {
+            return Ok(None);
+        }
+        let full = || too_many("memory", "too many bytes wait on this agent");
+        if bytes > 0 {
+            return budget.try_share(bytes).map(Some).ok_or_else(full);
+        }
+        if budget.excess() > 0 {
+            Err(full())
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Ends what is open and would not be allowed any more. Returns how many calls that were.
+    pub fn recheck(&self) -> usize {
+        self.inner.streams.cancel_where(CancelReason::Policy, |stream| {
+            !self.decide(&stream.caller, &stream.who, &stream.target).allowed
+        })
+    }
+
     /// What the policy says about a call.
-    pub fn decide(&self, caller: &Caller, subject: &credential::Who, target: &Target) -> Decision {
+    pub fn decide(&self, caller: &Caller, subject: &Who, target: &Target) -> Decision {
         let who = Subject {
             user: &subject.user,
             groups: &subject.groups,
@@ -384,6 +436,11 @@ impl Engine {
         Failure::new(StatusCode::BAD_GATEWAY, "upstream", text)
     }
 
+    /// Looks after readers that take nothing, until the drain.
+    pub async fn watch_stalls(self, supervisor: Supervisor) {
+        stalls::watch(&self, &supervisor).await;
+    }
+
     /// Asks the apiserver for its version with our own credential: the proof that the way there is open.
     ///
     /// # Errors
@@ -408,14 +465,16 @@ impl Engine {
 /// What a caller hears of a call that was ended before its answer began.
 fn ended(cancel: &Cancel) -> Failure {
     let reason = cancel.reason().unwrap_or(CancelReason::Caller);
-    let code = match reason {
-        CancelReason::Deadline => StatusCode::GATEWAY_TIMEOUT,
+    let (code, cause) = match reason {
+        CancelReason::Deadline => (StatusCode::GATEWAY_TIMEOUT, "cancelled"),
+        CancelReason::Policy => (StatusCode::FORBIDDEN, "policy_changed"),
         CancelReason::Caller
         | CancelReason::ConnectionLost
         | CancelReason::Operator
         | CancelReason::Draining
         | CancelReason::Withdrawn
-        | CancelReason::Stalled => StatusCode::SERVICE_UNAVAILABLE,
+        | CancelReason::Stalled
+        | CancelReason::Memory => (StatusCode::SERVICE_UNAVAILABLE, "cancelled"),
     };
-    Failure::new(code, "cancelled", reason.sentence())
+    Failure::new(code, cause, reason.sentence())
 }

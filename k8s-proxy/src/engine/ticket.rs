@@ -1,6 +1,9 @@
 //! What is known about a call while it is open, and what is told about it once it is over.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
@@ -9,22 +12,36 @@ use tracing::Span;
 use super::{Ask, Inner};
 use crate::{
     audit::Record,
+    identity::Caller,
+    limits::Permit,
     policy::Decision,
     status::Failure,
-    streams::{Cancel, OpenStream, Stream},
+    streams::{Cancel, Hold, OpenStream, Share, Stream},
     target::Target,
 };
+
+/// Shorter waits are the time a write takes, and no reader that lets us wait.
+const BLOCKED: Duration = Duration::from_millis(1);
 
 /// Follows one call from its door to its end. Dropping it is the end.
 pub(super) struct Ticket {
     engine: Arc<Inner>,
     open: Option<OpenStream>,
+    pub(super) permit: Permit,
+    /// Room for a body that came whole, until the apiserver has it.
+    pub(super) request: Option<Share>,
+    hold: Option<Hold>,
     span: Span,
     started: Instant,
-    record: Record,
-    class: &'static str,
-    watch: bool,
-    pub(super) user: String,
+    door: Arc<str>,
+    caller: Arc<Caller>,
+    target: Arc<Target>,
+    request_id: String,
+    trace_id: String,
+    allowed: bool,
+    rule: Arc<str>,
+    /// The person the caller speaks for, once that is known.
+    pub(super) user: Option<String>,
     pub(super) status: StatusCode,
     pub(super) bytes: u64,
     /// How it ended; until anything else is known, by its caller going away.
@@ -33,35 +50,23 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    pub(super) fn new(engine: Arc<Inner>, ask: &Ask, target: &Target, span: Span) -> Self {
-        let resource = if target.is_resource() {
-            target.resource_path().into_owned()
-        } else {
-            target.path.clone()
-        };
-        let record = Record {
-            request_id: ask.request_id.clone(),
-            trace_id: trace_id(&ask.headers),
-            door: Arc::clone(&ask.door),
-            caller: ask.caller.name.clone(),
-            verb: target.verb,
-            resource,
-            group: target.group.clone(),
-            namespace: target.namespace.clone(),
-            name: target.name.clone(),
-            decision: "deny",
-            rule: "none".into(),
-            ..Record::default()
-        };
+    pub(super) fn new(engine: Arc<Inner>, ask: &Ask, target: Arc<Target>, span: Span) -> Self {
         Self {
-            engine,
             open: None,
+            permit: Permit::free(),
+            request: None,
+            hold: None,
             span,
             started: Instant::now(),
-            record,
-            class: target.class(),
-            watch: target.watch,
-            user: ask.caller.name.clone(),
+            door: Arc::clone(&ask.door),
+            caller: Arc::clone(&ask.caller),
+            target,
+            request_id: ask.request_id.clone(),
+            trace_id: trace_id(&ask.headers),
+            allowed: false,
+            rule: Arc::clone(&engine.no_rule),
+            engine,
+            user: None,
             status: StatusCode::OK,
             bytes: 0,
             end: "caller_gone",
@@ -69,22 +74,21 @@ impl Ticket {
         }
     }
 
-    pub(super) fn admitted(&mut self, open: OpenStream) {
-        self.engine
-            .metrics
-            .streams
-            .with_label_values(&[&*self.record.door])
-            .inc();
-        if self.watch {
-            self.engine.metrics.watches.inc();
+    pub(super) fn admitted(&mut self, open: OpenStream, permit: Permit) {
+        let metrics = &self.engine.metrics;
+        metrics.streams.with_label_values(&[&*self.door]).inc();
+        if self.target.watch {
+            metrics.watches.inc();
         }
+        self.permit = permit;
+        self.hold = Some(open.hold());
         self.open = Some(open);
     }
 
     pub(super) fn decided(&mut self, decision: &Decision) {
-        self.record.decision = if decision.allowed { "allow" } else { "deny" };
-        self.record.rule = Arc::clone(&decision.rule);
-        self.span.record("enduser.id", self.user.as_str());
+        self.allowed = decision.allowed;
+        self.rule = Arc::clone(&decision.rule);
+        self.span.record("user.name", self.user());
     }
 
     pub(super) fn refused(&mut self, failure: &Failure) {
@@ -100,6 +104,10 @@ impl Ticket {
         self.engine.shared.count_refused();
     }
 
+    fn user(&self) -> &str {
+        self.user.as_deref().unwrap_or(&self.caller.name)
+    }
+
     /// The word for an answer that came to its end: a refusal keeps its cause.
     pub(super) fn end_if_complete(&self) -> &'static str {
         if self.refused { self.end } else { "complete" }
@@ -112,14 +120,69 @@ impl Ticket {
     pub(super) fn stream(&self) -> Option<&Arc<Stream>> {
         self.open.as_ref().map(|open| &open.stream)
     }
+
+    /// The door has so many bytes for the reader, and cannot be asked whether they are gone.
+    pub(super) fn handed(&mut self, bytes: usize) {
+        if let Some(open) = &self.open {
+            open.stream.hand(open.now());
+        }
+        if let Some(hold) = &mut self.hold {
+            hold.set(bytes);
+        }
+    }
+
+    /// The door wants more: whatever it had is on its way.
+    pub(super) fn taken(&self) {
+        let Some(open) = &self.open else { return };
+        let blocked = open.stream.take(open.now());
+        if blocked >= BLOCKED {
+            let metrics = &self.engine.metrics;
+            metrics
+                .blocked_seconds
+                .with_label_values(&[&*self.door])
+                .observe(blocked.as_secs_f64());
+        }
+    }
+
+    /// The reader has all there is; `partial` bytes of what comes next are here.
+    pub(super) fn idle(&mut self, partial: usize) {
+        if let Some(hold) = &mut self.hold {
+            hold.set(partial);
+        }
+    }
+
+    /// Bytes were passed on.
+    pub(super) fn moved(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.permit.pay(bytes);
+        if let Some(open) = &self.open {
+            open.stream.bytes.fetch_add(bytes as u64, Relaxed);
+        }
+    }
+
+    /// The door counts what waits by itself.
+    pub(super) fn hand_over_hold(&mut self) -> Option<Hold> {
+        self.hold.take()
+    }
+
+    /// What went wrong, in a word; `None` for what went well, and for what is the caller's own doing.
+    fn error(&self) -> Option<&'static str> {
+        match self.end {
+            word if self.refused => Some(word),
+            "upstream_lost" | "memory" | "upstream" | "event" | "expired" => Some(self.end),
+            _ if self.status.is_server_error() => Some("apiserver_5xx"),
+            _ => None,
+        }
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        self.taken();
         let metrics = &self.engine.metrics;
         if let Some(open) = self.open.take() {
-            metrics.streams.with_label_values(&[&*self.record.door]).dec();
-            if self.watch {
+            metrics.streams.with_label_values(&[&*self.door]).dec();
+            if self.target.watch {
                 metrics.watches.dec();
             }
             // Ended from outside while nobody pulled at the body.
@@ -130,19 +193,52 @@ impl Drop for Ticket {
             }
             self.bytes = self.bytes.max(open.stream.bytes.load(Relaxed));
         }
-        let (record, code) = (&self.record, self.status.as_str());
+        let (target, took) = (&self.target, self.started.elapsed());
+        let labels = [&*self.door, target.verb, target.class()];
+        let [door, verb, class] = labels;
         metrics
             .requests
-            .with_label_values(&[&*record.door, record.verb, self.class, code])
+            .with_label_values(&[door, verb, class, self.status.as_str()])
             .inc();
+        if !target.endless() {
+            metrics
+                .seconds
+                .with_label_values(&labels)
+                .observe(took.as_secs_f64());
+        }
+        if let Some(error) = self.error() {
+            metrics
+                .errors
+                .with_label_values(&[door, verb, class, error])
+                .inc();
+        }
         self.engine.shared.count_request();
+        if !self.engine.audit.is_on() {
+            return;
+        }
+        let resource = if target.is_resource() {
+            target.resource_path().into_owned()
+        } else {
+            target.path.clone()
+        };
         self.engine.audit.write(Record {
-            user: std::mem::take(&mut self.user),
+            request_id: std::mem::take(&mut self.request_id),
+            trace_id: std::mem::take(&mut self.trace_id),
+            door: Arc::clone(&self.door),
+            caller: self.caller.name.clone(),
+            user: self.user().to_owned(),
+            verb: target.verb,
+            resource,
+            group: target.group.clone(),
+            namespace: target.namespace.clone(),
+            name: target.name.clone(),
+            decision: if self.allowed { "allow" } else { "deny" },
+            rule: Arc::clone(&self.rule),
             status: self.status.as_u16(),
             bytes: self.bytes,
-            duration_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             end: self.end.to_owned(),
-            ..std::mem::take(&mut self.record)
+            ..Record::default()
         });
     }
 }

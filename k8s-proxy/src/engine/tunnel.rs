@@ -91,8 +91,8 @@ impl Engine {
         }
     }
 
-    async fn switch(&self, ask: Ask, target: &Target, ticket: &mut Ticket) -> Result<Switched, Failure> {
-        let (headers, own_token) = self.admit(&ask, target, ticket)?;
+    async fn switch(&self, ask: Ask, target: &Arc<Target>, ticket: &mut Ticket) -> Result<Switched, Failure> {
+        let (headers, own_token) = self.admit(&ask, target, true, ticket)?;
         let wrong = |sentence: &str| Failure::new(StatusCode::BAD_REQUEST, "upgrade", sentence);
         let protocol = headers::upgrade_protocol(&ask.headers)
             .ok_or_else(|| wrong("only upgrades to websocket and SPDY/3.1 are carried"))?;
@@ -174,15 +174,20 @@ impl Tunnel {
         let moved = Arc::new(AtomicU64::new(0));
         let (down, cancelled) = (AtomicU64::new(0), self.cancel.cancelled());
         let stream = self.ticket.stream().map(Arc::clone);
+        // What moves here counts for the caller's bytes a second; too much of it keeps new calls out.
+        let purse = self.ticket.permit.pace();
+        let pay = |count: u64| purse.pay(usize::try_from(count).unwrap_or(usize::MAX));
         let end = {
             let (caller_read, caller_write) = tokio::io::split(caller);
             let (upstream_read, upstream_write) = tokio::io::split(&mut self.upstream);
             let mut to_upstream = pin!(pump(caller_read, upstream_write, |count| {
                 moved.fetch_add(count, Relaxed);
+                pay(count);
             }));
             let mut to_caller = pin!(pump(upstream_read, caller_write, |count| {
                 moved.fetch_add(count, Relaxed);
                 down.fetch_add(count, Relaxed);
+                pay(count);
                 if let Some(stream) = &stream {
                     stream.bytes.fetch_add(count, Relaxed);
                 }

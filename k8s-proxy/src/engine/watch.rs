@@ -213,6 +213,11 @@ impl Engine {
 }
 
 impl WatchBody {
+    /// Bytes of an event that is not complete yet.
+    pub(crate) fn partial(&self) -> usize {
+        self.splitter.partial()
+    }
+
     /// How it ended, for audit.
     pub(crate) fn end_word(&self) -> &'static str {
         self.end

@@ -135,7 +135,7 @@ pub async fn run<S>(socket: WebSocketStream<S>, context: Context) -> SessionEnd
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let outbox = Outbox::new(LIMITS, context.engine.metrics().queue_bytes.clone());
+    let outbox = Outbox::new(LIMITS);
     let calls = Calls::default();
     let (mut sink, mut stream) = socket.split();
     let stop = {

@@ -2,6 +2,7 @@
 //!
 //! ```yaml
 //! readOnly: false          # true refuses every write
+//! exec: false              # true lets everyone who is let in use exec, attach, port-forward and debug containers
 //! defaults: true           # whether the rules we ship follow after these
 //! impersonate:             # for doors in mode `impersonate`; nobody unless named
 //!   users: ["alice", "ci-*"]
@@ -28,6 +29,22 @@ use crate::target::Target;
 /// The rules we ship.
 pub const DEFAULT: &str = include_str!("default.yaml");
 
+/// The rules that `exec: true` puts between the owner's and ours. `create` is what a two-way connection asks for,
+/// whatever its method; debug containers are a patch.
+const EXEC: &str = "
+rules:
+  - name: exec
+    effect: allow
+    verbs: [create]
+    apiGroups: ['']
+    resources: [pods/exec, pods/attach, pods/portforward]
+  - name: debug
+    effect: allow
+    verbs: [update, patch]
+    apiGroups: ['']
+    resources: [pods/ephemeralcontainers]
+";
+
 /// A policy file that is not in force because it is not readable.
 #[derive(Debug, thiserror::Error)]
 #[error("the policy is not readable: {0}")]
@@ -38,6 +55,8 @@ pub struct PolicyError(String);
 struct RawPolicy {
     #[serde(default)]
     read_only: bool,
+    #[serde(default)]
+    exec: bool,
     #[serde(default = "yes")]
     defaults: bool,
     #[serde(default)]
@@ -154,6 +173,9 @@ fn resource_matches(pattern: &str, target: &Target) -> bool {
 pub fn parse(text: &str, source: &str) -> Result<Policy, PolicyError> {
     let raw = read(text)?;
     let mut rules = raw.rules;
+    if raw.exec {
+        rules.extend(read(EXEC)?.rules);
+    }
     if raw.defaults {
         rules.extend(read(DEFAULT)?.rules);
     }

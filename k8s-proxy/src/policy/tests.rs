@@ -416,3 +416,30 @@ proptest! {
         file::parse(&text, "t").ok();
     }
 }
+
+#[test]
+fn one_switch_opens_containers_for_whoever_is_let_in() {
+    for (exec, allowed) in [("false", false), ("true", true)] {
+        let policy = file::parse(&format!("exec: {exec}"), "test").unwrap();
+        for (method, path) in [
+            ("GET", "/api/v1/namespaces/a/pods/x/exec?command=sh"),
+            ("POST", "/api/v1/namespaces/a/pods/x/attach"),
+            ("GET", "/api/v1/namespaces/a/pods/x/portforward"),
+            ("PATCH", "/api/v1/namespaces/a/pods/x/ephemeralcontainers"),
+        ] {
+            assert_eq!(
+                policy.decide(&anyone(), &target(method, path)).allowed,
+                allowed,
+                "{exec}: {method} {path}"
+            );
+        }
+        let proxy = target("GET", "/api/v1/namespaces/a/pods/x/proxy");
+        assert!(!policy.decide(&anyone(), &proxy).allowed);
+    }
+    let read_only = file::parse("{exec: true, readOnly: true}", "test").unwrap();
+    let exec = target("GET", "/api/v1/namespaces/a/pods/x/exec");
+    assert!(
+        !read_only.decide(&anyone(), &exec).allowed,
+        "readOnly stops exec too"
+    );
+}

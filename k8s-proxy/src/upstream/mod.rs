@@ -56,6 +56,9 @@ pub enum UpstreamError {
     /// The connection broke.
     #[error("the connection to the apiserver broke before it answered")]
     Http(#[source] hyper::Error),
+    /// The connection that others waited for too did not come about.
+    #[error("{0}")]
+    Shared(String),
     /// The request cannot be written for it.
     #[error("the request cannot be sent to the apiserver")]
     Request(#[source] http::Error),
@@ -65,7 +68,7 @@ impl UpstreamError {
     /// A word for metrics.
     pub fn cause(&self) -> &'static str {
         match self {
-            Self::Dial(_) => "dial",
+            Self::Dial(_) | Self::Shared(_) => "dial",
             Self::Tls(_) => "tls",
             Self::Http(_) => "connection",
             Self::Request(_) => "request",

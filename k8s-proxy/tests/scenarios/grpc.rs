@@ -118,6 +118,7 @@ async fn access_is_explained_by_the_rule_that_decides() {
             method: method.to_owned(),
             path: path.to_owned(),
             upgrade: false,
+            speaker: String::new(),
         };
         let answer = client.explain_access(asked).await.unwrap().into_inner();
         assert_eq!(

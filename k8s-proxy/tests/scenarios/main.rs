@@ -13,6 +13,8 @@ mod drain;
 mod frames;
 mod grpc;
 mod http;
+mod limits;
+mod memory;
 mod rewatch;
 mod stall;
 mod support;

@@ -14,7 +14,7 @@ use k8s_proxy::{
     metrics::ProxyMetrics,
     policy::{Policy, Scope},
     shared::Shared,
-    streams::StreamTable,
+    streams::{Budget, StreamTable},
     upstream::{Parts, Settings, TokenSource, Upstream},
 };
 use runtime::{conditions::Conditions, metrics::Metrics, secret::SecretString, supervise::Supervisor};
@@ -57,7 +57,7 @@ impl Bench {
             head_timeout: Duration::from_secs(30),
         };
         let engine = Engine::new(
-            StreamTable::new(10),
+            StreamTable::new(10, Budget::new(64 * 1024 * 1024, figures.queue_bytes.clone())),
             upstream,
             figures,
             audit,
@@ -125,6 +125,33 @@ async fn a_call_whose_reader_takes_nothing_is_ended_and_its_memory_given_back() 
     }
     assert!(last.error().contains("took nothing"), "{}", last.error());
     assert_eq!(socket.next_of("g").await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_not_read_keeps_nobody_else_waiting() {
+    const CALLS: usize = 100;
+    let bench = Bench::start(Duration::from_secs(20)).await;
+    let (mut stalled, mut good) = (bench.socket().await, bench.socket().await);
+    for number in 0..8 {
+        let path = "/api/v1/namespaces/a/pods/x/log";
+        stalled
+            .send(json!({"id": format!("f{number}"), "method": "GET", "path": path, "query": {"follow": "true"}, "stream": true}))
+            .await;
+        bench.api.stream().await.flood_quickly().await;
+    }
+    let mut took = Vec::new();
+    for number in 0..CALLS {
+        let started = tokio::time::Instant::now();
+        good.get(&number.to_string(), "/api/v1/nodes").await;
+        assert_eq!(good.next().await.status(), 200);
+        took.push(started.elapsed());
+    }
+    took.sort();
+    println!(
+        "p99 of a small GET beside a frame connection that is not read: {:?}",
+        took[CALLS - 2]
+    );
+    assert!(took[CALLS - 2] < Duration::from_secs(2), "{took:?}");
 }
 
 #[tokio::test]

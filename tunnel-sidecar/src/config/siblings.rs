@@ -1,7 +1,7 @@
 //! Variables that belong to the other containers: one ConfigMap may serve all three.
 
 /// Exact names that agent-core and k8s-proxy read, now or in older versions of the agent.
-const NAMES: [&str; 45] = [
+const NAMES: [&str; 46] = [
     "PIPEOPS_AGENT_CLUSTER_NAME",
     "PIPEOPS_AGENT_ID",
     "PIPEOPS_AGENT_NAME",
@@ -27,6 +27,7 @@ const NAMES: [&str; 45] = [
     "PIPEOPS_KUBE_CA_FILE",
     "PIPEOPS_KUBE_TOKEN_FILE",
     "PIPEOPS_LOG_MODE",
+    "PIPEOPS_MAX_WAITING_BYTES",
     "PIPEOPS_NODE_NAME",
     "PIPEOPS_POD_NAME",
     "PIPEOPS_POD_NAMESPACE",
@@ -50,7 +51,7 @@ const NAMES: [&str; 45] = [
 ];
 
 /// Families of names: the sections of agent-core's file as variables, and what the test harness sets.
-const FAMILIES: [&str; 12] = [
+const FAMILIES: [&str; 13] = [
     "PIPEOPS_AGENT_",
     "PIPEOPS_FRP_",
     "PIPEOPS_GATEWAY_",
@@ -58,6 +59,7 @@ const FAMILIES: [&str; 12] = [
     "PIPEOPS_LOGGING_",
     "PIPEOPS_PEERS_",
     "PIPEOPS_PIPEOPS_",
+    "PIPEOPS_PROXY_",
     "PIPEOPS_RUNNER_",
     "PIPEOPS_STATE_",
     "PIPEOPS_TEST_",

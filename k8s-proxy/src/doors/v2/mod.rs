@@ -95,7 +95,8 @@ where
     };
     let service = service_fn(move |request| {
         let door = door.clone();
-        async move { Ok::<_, Infallible>(door.answer(request).await) }
+        // Boxed: once the head is there its memory goes, while the answer itself may last for hours.
+        Box::pin(async move { Ok::<_, Infallible>(door.answer(request).await) })
     });
     let mut builder = Builder::new(Supervised(session.supervisor.clone()));
     builder

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use tokio::{sync::Notify, time::timeout};
 
 use super::{Context, calls::Calls, calls::Open};
@@ -15,7 +15,7 @@ use crate::{
         outbox::{Outbox, Push},
     },
     status::Failure,
-    streams::CancelReason,
+    streams::{CancelReason, Share},
     target::Target,
     upstream::RequestBody,
 };
@@ -24,6 +24,8 @@ use crate::{
 const MAX_BODY: usize = 8 * 1024 * 1024;
 /// Largest piece of a streamed body; with base64 and the rest it stays below 1 MiB.
 const MAX_PIECE: usize = 760 * 1024;
+/// A body that becomes a frame is in memory as it came, as base64, and as the frame.
+const COPIES: usize = 4;
 /// Compressing more than this would keep the event loop from everybody else.
 const COMPRESS_INLINE: usize = 128 * 1024;
 
@@ -73,7 +75,8 @@ impl Carrier {
             rewatch_clean_end: stream,
             cancel: self.open.cancel.clone(),
         };
-        let response = self.context.engine.call(ask).await;
+        // Boxed: once the head is there its memory goes, while the answer itself may last for hours.
+        let response = Box::pin(self.context.engine.call(ask)).await;
         let streamed = stream && response.status().as_u16() < 400;
         if streamed {
             self.stream(response, gzip).await;
@@ -83,24 +86,19 @@ impl Carrier {
     }
 
     async fn plain(&self, response: Response<EngineBody>, gzip: bool) {
-        let (parts, body) = response.into_parts();
+        let (parts, mut body) = response.into_parts();
+        if let Some(hold) = body.hand_over_hold() {
+            self.outbox.count(self.open.key, hold);
+        }
         let error = parts
             .extensions
             .get::<Ours>()
             .map(|ours| ours.0.message.clone())
             .unwrap_or_default();
-        let body = match Limited::new(body, MAX_BODY).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) => {
-                let failure = match error.downcast::<LengthLimitError>() {
-                    Ok(_) => {
-                        let sentence = "the answer is larger than 8 MiB: ask with stream:true, or with limit and continue";
-                        Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", sentence)
-                    }
-                    Err(error) => Failure::new(StatusCode::BAD_GATEWAY, "upstream", error.to_string()),
-                };
-                return self.fail(&failure, false);
-            }
+        let mut room = self.context.engine.streams().budget().share();
+        let body = match self.gather(body, &mut room).await {
+            Ok(body) => body,
+            Err(failure) => return self.fail(&failure, false),
         };
         let (body, marked) = pack(gzip, &parts.headers, body).await;
         let frame = Outbound {
@@ -118,8 +116,35 @@ impl Carrier {
         self.last(frame.write(), false);
     }
 
+    /// A whole body, as far as it fits a frame and there is memory for it.
+    async fn gather(&self, mut body: EngineBody, room: &mut Share) -> Result<Bytes, Failure> {
+        let mut whole = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame
+                .map_err(|error| Failure::new(StatusCode::BAD_GATEWAY, "upstream", error.to_string()))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if whole.len() + data.len() > MAX_BODY {
+                let sentence =
+                    "the answer is larger than 8 MiB: ask with stream:true, or with limit and continue";
+                return Err(Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", sentence));
+            }
+            tokio::select! {
+                grown = timeout(self.context.stall, room.grow(data.len() * COPIES)) => if grown.is_err() {
+                    let sentence = "too many bytes wait on this agent";
+                    return Err(Failure::new(StatusCode::TOO_MANY_REQUESTS, "memory", sentence).retry_after(1));
+                },
+                () = self.open.cancel.cancelled() => {}
+            }
+            whole.extend_from_slice(&data);
+        }
+        Ok(whole.freeze())
+    }
+
     async fn stream(&self, response: Response<EngineBody>, gzip: bool) {
         let (parts, mut body) = response.into_parts();
+        if let Some(hold) = body.hand_over_hold() {
+            self.outbox.count(self.open.key, hold);
+        }
         let status = parts.status.as_u16();
         let head = Outbound {
             headers: Some(&parts.headers),
@@ -136,6 +161,11 @@ impl Carrier {
                     Ok(data) => self.pieces(data, gzip, &parts.headers, status).await.err(),
                     Err(_) => None,
                 },
+                Some(Err(AnswerEnd::Cancelled(CancelReason::Memory))) => Some(End::Failed(Failure::new(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "stalled",
+                    CancelReason::Memory.sentence(),
+                ))),
                 Some(Err(AnswerEnd::Cancelled(reason))) => Some(End::Done {
                     status,
                     error: reason.sentence().to_owned(),
@@ -205,6 +235,13 @@ impl Carrier {
                 Ok(false) => {}
                 Ok(true) => {
                     let reason = self.open.cancel.reason().unwrap_or(CancelReason::Caller);
+                    if reason == CancelReason::Memory {
+                        return Err(End::Failed(Failure::new(
+                            StatusCode::GATEWAY_TIMEOUT,
+                            "stalled",
+                            reason.sentence(),
+                        )));
+                    }
                     return Err(End::Done {
                         status: 200,
                         error: reason.sentence().to_owned(),

@@ -71,6 +71,13 @@ impl Stream {
         self.sender.is_closed()
     }
 
+    /// Sends far more than a stalled reader takes, without waiting until it is sure that nothing is taken any more.
+    pub(crate) async fn flood_quickly(&self) {
+        let piece: Bytes = vec![b'x'; 64 * 1024].into();
+        let send = || self.sender.send(Ok(Frame::data(piece.clone())));
+        while let Ok(Ok(())) = tokio::time::timeout(Duration::from_millis(20), send()).await {}
+    }
+
     /// Sends until nothing is taken for a while; returns the bytes that were.
     pub(crate) async fn flood(&self, piece: Bytes) -> usize {
         let mut sent = 0;

@@ -230,6 +230,7 @@ pub(crate) fn spec(revision: u64) -> ProxySpec {
         state_secret: "state".to_owned(),
         lease: "lease".to_owned(),
         pod_name: "pod".to_owned(),
+        ..ProxySpec::default()
     }
 }
 
