@@ -8,6 +8,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use proto::v1::ProxyLimits;
 use reqwest::Client;
 use runtime::{
     dial::url_is_loopback,
@@ -61,11 +62,12 @@ pub(crate) enum RegisterOutcome {
 /// What came of a heartbeat.
 #[derive(Clone, Debug)]
 pub(crate) enum BeatOutcome {
-    Accepted,
-    /// The control plane does not know the cluster, or not this token.
-    Refused {
-        reason: String,
+    Accepted {
+        /// What the answer asks k8s-proxy's callers to keep to.
+        limits: ProxyLimits,
     },
+    /// The control plane does not know the cluster, or not this token.
+    Refused { reason: String },
     Failed {
         reason: String,
         retry_after: Option<Duration>,
@@ -225,7 +227,9 @@ impl ControlPlane {
         let said = self.said(&answer.body);
         let outcome = match status {
             200..300 => match says_unknown(&said) {
-                false => BeatOutcome::Accepted,
+                false => BeatOutcome::Accepted {
+                    limits: wire::limits::parse(&answer.body),
+                },
                 true => BeatOutcome::Refused {
                     reason: format!("the control plane says: {said}"),
                 },

@@ -41,7 +41,10 @@ use runtime::{
     supervise::Supervisor,
     telemetry::Telemetry,
 };
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::info;
@@ -286,12 +289,14 @@ impl Bound {
         let namespace = config.state.namespace.clone();
         let registration = registration(&config, &hub, &self.root);
 
+        let (asked_limits, limits) = watch::channel(v1::ProxyLimits::default());
         let proxy_publisher = ProxyPublisher {
             config: config.proxy,
             names,
             ca_pem: config.control_plane.ca_pem,
             control_plane: Arc::clone(&control_plane),
             publisher: proxy_specs.clone(),
+            asked_limits: limits,
         };
         proxy_publisher.publish(Keeper::peek(&config.state).as_ref());
 
@@ -322,6 +327,7 @@ impl Bound {
             supervisor: supervisor.clone(),
             drain_timeout: config.drain_timeout,
             termination_log: config.termination_log,
+            asked_limits,
             leaving: leaving.clone(),
         };
 

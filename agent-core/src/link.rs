@@ -21,7 +21,7 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use proto::v1::HeartbeatResult;
+use proto::v1::{HeartbeatResult, ProxyLimits};
 use runtime::{
     conditions::Status,
     secret::{ExposeSecret as _, hex, sha256},
@@ -29,7 +29,7 @@ use runtime::{
 };
 use serde_json::Value;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -97,6 +97,8 @@ pub(crate) struct Link {
     pub(crate) supervisor: Supervisor,
     pub(crate) drain_timeout: Duration,
     pub(crate) termination_log: PathBuf,
+    /// What the control plane asks k8s-proxy's callers to keep to.
+    pub(crate) asked_limits: watch::Sender<ProxyLimits>,
     /// Told at the very end: local streams close.
     pub(crate) leaving: CancellationToken,
 }
@@ -258,7 +260,10 @@ impl Link {
                 }
                 self.hub.beat_done(result);
                 let event = match outcome {
-                    BeatOutcome::Accepted => Event::BeatAccepted,
+                    BeatOutcome::Accepted { limits } => {
+                        self.ask_limits(limits);
+                        Event::BeatAccepted
+                    }
                     BeatOutcome::Refused { reason } => {
                         warn!(reason, "a heartbeat was refused");
                         Event::BeatRefused { reason }
@@ -271,6 +276,20 @@ impl Link {
                 self.session.on(now, event);
             }
         }
+    }
+
+    fn ask_limits(&self, limits: ProxyLimits) {
+        self.asked_limits.send_if_modified(|asked| {
+            let changed = *asked != limits;
+            if changed {
+                info!(
+                    ?limits,
+                    "the control plane asks for other limits of k8s-proxy's callers"
+                );
+                *asked = limits;
+            }
+            changed
+        });
     }
 
     fn command(&mut self, command: Command, turn: &mut Turn) {
@@ -379,7 +398,7 @@ impl Link {
             let started = Instant::now();
             let (http_status, outcome) = control_plane.beat(&cluster, &body, limit).await;
             let (accepted, error) = match &outcome {
-                BeatOutcome::Accepted => (true, String::new()),
+                BeatOutcome::Accepted { .. } => (true, String::new()),
                 BeatOutcome::Refused { reason } | BeatOutcome::Failed { reason, .. } => {
                     (false, reason.clone())
                 }

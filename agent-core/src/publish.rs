@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proto::v1::ProxySpec;
+use proto::v1::{ProxyLimits, ProxySpec};
 use runtime::supervise::Supervisor;
-use tokio::time::interval;
+use tokio::{sync::watch, time::interval};
 use tracing::info;
 
 use crate::{
@@ -31,6 +31,8 @@ pub(crate) struct ProxyPublisher {
     pub(crate) ca_pem: Option<Vec<u8>>,
     pub(crate) control_plane: Arc<ControlPlane>,
     pub(crate) publisher: Publisher<ProxySpec>,
+    /// What the control plane asks for; nothing until a heartbeat was answered.
+    pub(crate) asked_limits: watch::Receiver<ProxyLimits>,
 }
 
 impl ProxyPublisher {
@@ -40,13 +42,17 @@ impl ProxyPublisher {
     pub(crate) fn publish(&self, stored: Option<&Stored>) {
         let session = stored.map(|stored| self.session(stored)).unwrap_or_default();
         let digest = self.control_plane.token_digest();
-        let spec = spec(
-            &self.config,
-            &self.names,
-            self.ca_pem.as_deref(),
-            digest,
-            &session,
-        );
+        let spec = ProxySpec {
+            limits: Some(self.config.limits),
+            asked_limits: Some(*self.asked_limits.borrow()),
+            ..spec(
+                &self.config,
+                &self.names,
+                self.ca_pem.as_deref(),
+                digest,
+                &session,
+            )
+        };
         let (accept, dial, reason) = (spec.accept.len(), spec.dial.len(), spec.reason.clone());
         if self.publisher.publish(spec) {
             info!(accept, dial, reason, "proxy decision");
@@ -70,6 +76,8 @@ impl ProxyPublisher {
     /// Follows the identity and the token files until the drain.
     pub(crate) async fn follow(self, identity: Identity, supervisor: Supervisor) {
         let mut load = identity.watch();
+        // The sender lives in the link, which may end before us; then nothing is asked for any more.
+        let mut asked = Some(self.asked_limits.clone());
         let mut look = interval(LOOK);
         loop {
             if let Load::Loaded(stored) = &*load.borrow_and_update() {
@@ -78,8 +86,18 @@ impl ProxyPublisher {
             tokio::select! {
                 changed = load.changed() => if changed.is_err() { return },
                 _ = look.tick() => {}
+                changed = asked_change(&mut asked) => if changed.is_err() { asked = None },
                 () = supervisor.draining() => return,
             }
         }
+    }
+}
+
+async fn asked_change(
+    asked: &mut Option<watch::Receiver<ProxyLimits>>,
+) -> Result<(), watch::error::RecvError> {
+    match asked {
+        Some(asked) => asked.changed().await,
+        None => std::future::pending().await,
     }
 }

@@ -125,6 +125,7 @@ pub(crate) const SIBLING_VARIABLES: &[&str] = &[
     "PIPEOPS_AUDIT",
     "PIPEOPS_CLIENT_CERT_FILE",
     "PIPEOPS_CLIENT_KEY_FILE",
+    "PIPEOPS_MAX_WAITING_BYTES",
     "PIPEOPS_GIT_COMMIT",
 ];
 
@@ -280,6 +281,10 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("proxy.dial_mode"),
     Key::new("proxy.dial_protocol"),
     Key::new("proxy.allow_insecure").shape(Shape::Switch),
+    Key::new("proxy.limits.streams"),
+    Key::new("proxy.limits.in_flight"),
+    Key::new("proxy.limits.requests_per_second"),
+    Key::new("proxy.limits.bytes_per_second"),
     Key::new("proxy.lease").env(&["PIPEOPS_LEASE_NAME"]),
     // Local server and page.
     Key::new("server.enable_websocket")

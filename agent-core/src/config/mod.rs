@@ -22,6 +22,7 @@ use url::Url;
 
 pub(crate) mod chisel;
 pub(crate) mod keys;
+mod limits;
 mod parts;
 pub(crate) mod raw;
 mod read;

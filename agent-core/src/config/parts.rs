@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use proto::v1::ProxyLimits;
 use runtime::{
     dial::url_is_loopback,
     secret::{SecretString, TokenFile, hex, sha256},
@@ -9,7 +10,7 @@ use runtime::{
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::{ChiselConfig, TokenSource, chisel::chisel, read::Reader};
+use super::{ChiselConfig, TokenSource, chisel::chisel, limits::limits, read::Reader};
 
 /// Between two polls (seed 003: as often as heartbeats).
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
@@ -105,6 +106,8 @@ pub struct ProxyConfig {
     pub allow_insecure: bool,
     /// Name of the Lease.
     pub lease: String,
+    /// What each caller may have; the control plane can only lower it.
+    pub limits: ProxyLimits,
 }
 
 /// A dialled door of the owner's.
@@ -334,6 +337,7 @@ pub(super) fn proxy(reader: &mut Reader<'_>) -> ProxyConfig {
         dial_protocol,
         allow_insecure,
         lease: reader.text_or("proxy.lease", "pipeops-agent"),
+        limits: limits(reader),
     }
 }
 

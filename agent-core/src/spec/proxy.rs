@@ -163,6 +163,7 @@ mod tests {
             dial_protocol: Spoken::Best,
             allow_insecure: false,
             lease: "lease".to_owned(),
+            limits: proto::v1::ProxyLimits::default(),
         }
     }
 

@@ -4,6 +4,7 @@
 //! thing is read too, because several control planes are in use.
 
 pub(crate) mod heartbeat;
+pub(crate) mod limits;
 pub(crate) mod register;
 pub(crate) mod tunnel;
 

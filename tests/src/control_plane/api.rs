@@ -240,8 +240,16 @@ async fn heartbeat(Shared(state): Shared<App>, Path(id): Path<String>, body: Byt
     ) {
         return error(StatusCode::NOT_FOUND, "cluster not registered");
     }
-    Json(json!({ "success": true, "status": "ok", "cluster_id": id, "received_at": rfc3339(received_at) }))
-        .into_response()
+    let mut answer =
+        json!({ "success": true, "status": "ok", "cluster_id": id, "received_at": rfc3339(received_at) });
+    if let Some(limits) = state
+        .book()
+        .cluster(&id)
+        .and_then(|cluster| cluster.limits.clone())
+    {
+        answer["proxy_limits"] = limits;
+    }
+    Json(answer).into_response()
 }
 
 #[derive(Deserialize)]

@@ -90,6 +90,8 @@ pub(super) struct Cluster {
     pub(super) known: bool,
     pub(super) proxy_token: String,
     pub(super) wish: TunnelWish,
+    /// `proxy_limits` of the answers to its heartbeats.
+    pub(super) limits: Option<Value>,
     /// Name and port at the chisel server.
     pub(super) forwards: Vec<(String, u16)>,
     registrations: VecDeque<Registration>,
@@ -154,6 +156,7 @@ impl Book {
             known: true,
             proxy_token: String::new(),
             wish,
+            limits: None,
             forwards: Vec::new(),
             registrations: VecDeque::new(),
             registration_count: 0,

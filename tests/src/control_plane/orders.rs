@@ -79,6 +79,14 @@ impl ControlPlane {
         steer::set_tunnel(&self.state, id, wish)
     }
 
+    /// Says what a cluster's k8s-proxy shall keep its callers to, as `proxy_limits` of the answers to its heartbeats.
+    ///
+    /// # Errors
+    /// When there is no such cluster.
+    pub fn set_limits(&self, id: &str, limits: Option<serde_json::Value>) -> Result<()> {
+        steer::set_limits(&self.state, id, limits)
+    }
+
     /// Gives every forward of a cluster another port.
     ///
     /// # Errors

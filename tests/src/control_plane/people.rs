@@ -191,6 +191,11 @@ enum Order {
         cluster: String,
         wish: TunnelWish,
     },
+    /// `null` asks for nothing any more.
+    Limits {
+        cluster: String,
+        limits: Option<Value>,
+    },
     ChangePorts(String),
     Chisel(ChiselOrder),
 }
@@ -258,6 +263,7 @@ async fn obey(state: &App, order: Order) -> anyhow::Result<Value> {
         Order::CloseLinks(id) => state.links.cut(Some(&id), "closed by the control plane"),
         Order::StallLinks { cluster, on } => state.links.of(&cluster).iter().for_each(|link| link.stall(on)),
         Order::Tunnel { cluster, wish } => steer::set_tunnel(state, &cluster, wish)?,
+        Order::Limits { cluster, limits } => steer::set_limits(state, &cluster, limits)?,
         Order::ChangePorts(id) => steer::change_ports(state, &id)?,
         Order::Chisel(order) => {
             let chisel = steer::chisel(state)?;

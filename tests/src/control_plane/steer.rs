@@ -1,6 +1,7 @@
 //! What tests and people change while it runs.
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 use super::{chisel::ChiselServer, config::TunnelWish, state::State};
 
@@ -28,6 +29,16 @@ pub(super) fn set_tunnel(state: &State, id: &str, wish: TunnelWish) -> Result<()
         .cluster_mut(id)
         .with_context(|| format!("no cluster {id}"))?
         .wish = wish;
+    Ok(())
+}
+
+/// Says what a cluster's k8s-proxy shall keep its callers to; the answers to its heartbeats carry it.
+pub(super) fn set_limits(state: &State, id: &str, limits: Option<Value>) -> Result<()> {
+    state
+        .book()
+        .cluster_mut(id)
+        .with_context(|| format!("no cluster {id}"))?
+        .limits = limits;
     Ok(())
 }
 
