@@ -221,6 +221,8 @@ readinessProbe:
       value: {{ include "pipeops-agent.lease" . }}
     - name: PIPEOPS_AUDIT
       value: {{ .Values.k8sProxy.audit | quote }}
+    - name: PIPEOPS_MAX_WAITING_BYTES
+      value: {{ .Values.k8sProxy.maxWaitingBytes | quote }}
     {{- with .Values.k8sProxy.extraEnv }}
     {{- toYaml . | nindent 4 }}
     {{- end }}

@@ -107,3 +107,54 @@ rights are open to every ServiceAccount already. */}}
   resources: [gateways, grpcroutes, httproutes, referencegrants, tcproutes, tlsroutes, udproutes]
   verbs: [create, update, patch, delete, deletecollection]
 {{- end -}}
+
+{{/* Two-way connections into containers: the apiserver asks for create from 1.35 on, and for get on a WebSocket before. */}}
+{{- define "pipeops-agent.rules.exec" -}}
+- apiGroups: [""]
+  resources: [pods/exec, pods/attach, pods/portforward]
+  verbs: [create, get]
+- apiGroups: [""]
+  resources: [pods/ephemeralcontainers]
+  verbs: [update, patch]
+{{- end -}}
+
+{{/* What may go through the proxy. */}}
+{{- define "pipeops-agent.rules.proxy" -}}
+{{- if ne .Values.rbac.proxy.preset "custom" }}
+{{ include "pipeops-agent.rules.read" . }}
+{{- end }}
+{{- if eq .Values.rbac.proxy.preset "edit" }}
+{{ include "pipeops-agent.rules.edit" . }}
+{{- end }}
+{{- if .Values.allowExec }}
+{{ include "pipeops-agent.rules.exec" . }}
+{{- end }}
+{{- with .Values.rbac.proxy.rules }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* For whom the pod may speak. Constrained (KEP-5284): naming them is one right, and each verb on each resource another,
+so that the pod can do through a person only what it may do itself. */}}
+{{- define "pipeops-agent.rules.impersonate" -}}
+{{- $who := .Values.rbac.proxy.impersonate }}
+{{- $offered := semverCompare ">=1.36-0" .Capabilities.KubeVersion.Version }}
+{{- $constrained := or (eq $who.mode "constrained") (and (eq $who.mode "auto") $offered) }}
+{{- range $kind := list "users" "groups" }}
+{{- with index $who $kind }}
+- apiGroups: [{{ if $constrained }}authentication.k8s.io{{ else }}""{{ end }}]
+  resources: [{{ $kind }}]
+  resourceNames: {{ toJson . }}
+  verbs: ["{{ if $constrained }}impersonate:user-info{{ else }}impersonate{{ end }}"]
+{{- end }}
+{{- end }}
+{{- if and $constrained (or $who.users $who.groups) }}
+{{- range $rule := include "pipeops-agent.rules.proxy" . | fromYamlArray }}
+{{- $verbs := list }}
+{{- range $verb := $rule.verbs }}
+{{- $verbs = append $verbs (printf "impersonate-on:user-info:%s" $verb) }}
+{{- end }}
+{{ list (set (omit $rule "verbs") "verbs" $verbs) | toYaml }}
+{{- end }}
+{{- end }}
+{{- end -}}
