@@ -215,7 +215,7 @@ impl Engine {
     }
 
     /// Everything that may refuse a call before the apiserver hears of it; returns its clean headers and whether
-    /// our own token goes with it.
+    /// our own token goes with it. `endless` calls are not among the caller's calls in flight.
     fn admit(
         &self,
         ask: &Ask,
@@ -234,7 +234,8 @@ impl Engine {
             who: subject.clone(),
             method: ask.method.clone(),
             target: Arc::clone(target),
-            endless,
+            // A two-way connection may finish until the deadline of a drain.
+            endless: target.endless(),
             cancel: ask.cancel.clone(),
             stop: stop::current(),
         };
