@@ -1,7 +1,8 @@
 //! The one task that reads and writes the identity.
 //!
 //! It loads until it has a definite answer, then takes in changes: first into the copy (or the file), which is what
-//! the caller waits for, then into the Secret, as often as it takes.
+//! the caller waits for, then into the Secret; each of the two as often as it takes. What is there already is never
+//! written again: a full or read-only disk holds up nobody whose identity it holds.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -87,6 +88,12 @@ pub(crate) struct Keeper {
     stored: Stored,
     /// The Secret lacks something that we have.
     pending: bool,
+    /// What the copy (or the file) holds, as far as we know.
+    on_disk: Option<Stored>,
+    /// Why the copy (or the file) lacks something that we have.
+    disk_trouble: Option<String>,
+    /// Why the Secret lacks something that we have.
+    secret_trouble: Option<String>,
 }
 
 impl Keeper {
@@ -117,6 +124,9 @@ impl Keeper {
             current,
             stored: Stored::default(),
             pending: false,
+            on_disk: None,
+            disk_trouble: None,
+            secret_trouble: None,
         };
         (keeper, identity)
     }
@@ -154,12 +164,16 @@ impl Keeper {
     }
 
     async fn keep(mut self, supervisor: Supervisor) {
-        let mut backoff = Backoff::new(RETRY);
+        let (mut backoff, mut disk_backoff) = (Backoff::new(RETRY), Backoff::new(RETRY));
         let mut due = Instant::now();
         loop {
             let draining = supervisor.is_draining();
-            if draining && !self.pending {
-                return;
+            if draining {
+                // The last chance: nobody is left to be held up.
+                self.write_local();
+                if !self.pending {
+                    return;
+                }
             }
             let (door, config, stored) = (self.door.clone(), self.config.clone(), self.stored.clone());
             let pending = self.pending;
@@ -170,6 +184,13 @@ impl Keeper {
                 sleep_until(due).await;
                 secret::write(&door, &config, &stored, false).await
             };
+            let disk = self.disk_trouble.as_ref().map(|_| disk_backoff.next(None));
+            let write_disk = async move {
+                match disk {
+                    Some(pause) => tokio::time::sleep(pause.max(RETRY.min)).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 update = self.updates.recv() => match update {
@@ -178,6 +199,7 @@ impl Keeper {
                         update.reply.send(result).ok();
                         due = Instant::now();
                         backoff.reset();
+                        disk_backoff.reset();
                     }
                     None => return,
                 },
@@ -189,7 +211,8 @@ impl Keeper {
                             if backoff.attempt() == 0 {
                                 warn!(reason, "the identity is kept in the copy until the Secret can be written");
                             }
-                            self.tell(Some(reason));
+                            self.secret_trouble = Some(reason);
+                            self.tell();
                             due = Instant::now() + backoff.next(None);
                         }
                     }
@@ -197,6 +220,7 @@ impl Keeper {
                         return;
                     }
                 }
+                () = write_disk => self.write_local(),
                 () = supervisor.draining(), if !draining => {}
             }
         }
@@ -206,6 +230,7 @@ impl Keeper {
     async fn load(&mut self) -> Result<(), String> {
         let path = local_path(&self.config).to_path_buf();
         let local = file::read(&path).map_err(|error| format!("state: {}: {error}", path.display()));
+        self.on_disk = local.as_ref().ok().cloned().flatten();
         let (mut stored, reachable) = match self.config.backend {
             StateBackend::File => (local?.unwrap_or_default(), true),
             StateBackend::Secret => {
@@ -254,9 +279,24 @@ impl Keeper {
             self.stored.merge(&there);
             self.pending = false;
         }
-        self.write_local()?;
-        self.tell((!reachable).then(|| "the Secret cannot be read yet".to_owned()));
-        Ok(())
+        self.secret_trouble = (!reachable).then(|| "the Secret cannot be read yet".to_owned());
+        self.write_local();
+        match &self.disk_trouble {
+            // Nothing of this identity would be left after a restart: nobody may hear of it yet.
+            Some(reason) if !self.is_kept() => Err(reason.clone()),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether a restart would find the agent's id.
+    fn is_kept(&self) -> bool {
+        let id = self.stored.get(AGENT_ID);
+        let in_secret = self.config.backend == StateBackend::Secret && !self.pending;
+        in_secret
+            || self
+                .on_disk
+                .as_ref()
+                .is_some_and(|there| there.get(AGENT_ID) == id)
     }
 
     fn take(&mut self, changes: &Stored) -> Result<(), String> {
@@ -267,41 +307,61 @@ impl Keeper {
         }
         self.stored = merged;
         self.pending |= self.config.backend == StateBackend::Secret;
-        let result = self.write_local();
-        self.tell(result.as_ref().err().cloned());
+        self.write_local();
         self.publish();
-        result
+        self.disk_trouble.clone().map_or(Ok(()), Err)
     }
 
     fn saved(&mut self, there: &Stored) {
         self.pending = false;
+        self.secret_trouble = None;
         let mut merged = there.clone();
         merged.merge(&self.stored);
         let changed = merged != self.stored;
         self.stored = merged;
-        let result = self.write_local();
-        self.tell(result.err());
+        self.write_local();
         if changed {
             self.publish();
         }
     }
 
-    fn write_local(&self) -> Result<(), String> {
-        let mut stored = self.stored.clone();
+    /// Brings the copy (or the file) up to date, and notes why if it cannot.
+    fn write_local(&mut self) {
+        let mut wanted = self.stored.clone();
         if self.pending {
-            stored.set(UNSAVED, "true");
+            wanted.set(UNSAVED, "true");
         }
-        let path = local_path(&self.config);
-        file::write(path, &stored).map_err(|error| {
-            let setting = match self.config.backend {
-                StateBackend::File => "state.file (PIPEOPS_STATE_FILE)",
-                StateBackend::Secret => "process.private_dir (PIPEOPS_PRIVATE_DIR)",
-            };
-            format!(
-                "state: {} cannot be written: {error}; see {setting}",
-                path.display()
-            )
-        })
+        if self.on_disk.as_ref() != Some(&wanted) {
+            let path = local_path(&self.config);
+            let written = file::write(path, &wanted);
+            let trouble = written.map_err(|error| {
+                let setting = match self.config.backend {
+                    StateBackend::File => "state.file (PIPEOPS_STATE_FILE)",
+                    StateBackend::Secret => "process.private_dir (PIPEOPS_PRIVATE_DIR)",
+                };
+                format!(
+                    "state: {} cannot be written: {error}; see {setting}",
+                    path.display()
+                )
+            });
+            match trouble {
+                Ok(()) => {
+                    if self.disk_trouble.take().is_some() {
+                        info!(path = %path.display(), "the identity could be written at last");
+                    }
+                    self.on_disk = Some(wanted);
+                }
+                Err(reason) => {
+                    if self.disk_trouble.is_none() {
+                        warn!(reason, "writing is tried again until it succeeds");
+                    }
+                    self.disk_trouble = Some(reason);
+                }
+            }
+        } else {
+            self.disk_trouble = None;
+        }
+        self.tell();
     }
 
     fn publish(&self) {
@@ -309,27 +369,25 @@ impl Keeper {
             .send_replace(Load::Loaded(Arc::new(self.stored.clone())));
     }
 
-    fn tell(&self, trouble: Option<String>) {
+    fn tell(&self) {
         let place = match self.config.backend {
             StateBackend::File => format!("file {}", self.config.file.display()),
             StateBackend::Secret => {
                 format!("Secret {}/{}", self.config.namespace, self.config.secret_name)
             }
         };
-        match trouble {
-            None => self
-                .conditions
-                .set(CONDITION, Status::True, format!("kept in {place}")),
-            // The identity is safe as long as this pod lives; that is no reason to take the agent out of service.
-            Some(reason) if self.pending => {
-                self.conditions.set(
-                    CONDITION,
-                    Status::True,
-                    format!("kept in the copy only: {reason}"),
-                );
+        let secret_trouble = self.secret_trouble.as_ref().filter(|_| self.pending);
+        let (status, text) = match (secret_trouble, &self.disk_trouble) {
+            (None, None) => (Status::True, format!("kept in {place}")),
+            // One of the two is enough as long as this pod lives; that is no reason to take the agent out of service.
+            (Some(reason), None) => (Status::True, format!("kept in the copy only: {reason}")),
+            (None, Some(reason)) if self.config.backend == StateBackend::Secret && !self.pending => {
+                (Status::True, format!("kept in {place} only: {reason}"))
             }
-            Some(reason) => self.conditions.set(CONDITION, Status::False, reason),
-        }
+            (None, Some(reason)) => (Status::False, reason.clone()),
+            (Some(secret), Some(disk)) => (Status::False, format!("{disk}; {secret}")),
+        };
+        self.conditions.set(CONDITION, status, text);
     }
 
     fn secret_reason(&self, what: &str, error: &DoorError) -> String {

@@ -136,6 +136,7 @@ impl Agent {
 }
 
 pub(crate) fn client() -> reqwest::Client {
+    runtime::tls::install_provider();
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 

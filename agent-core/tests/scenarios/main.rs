@@ -11,6 +11,7 @@
 mod agent;
 mod binary;
 mod control_plane;
+mod disk;
 mod door;
 mod http;
 mod local_api;
