@@ -82,6 +82,17 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
 }
 
+impl Answer {
+    /// Why a 2xx is not the control plane's own: an empty body or JSON is, and a page is that of somebody in between
+    /// who answers every request alike.
+    pub(crate) fn foreign(&self) -> Option<&'static str> {
+        wire::is_page(&self.body).then_some(
+            "with a page instead of JSON: something on the way answers in the control plane's place, such as a \
+             captive portal that wants a login or a proxy; let this address through",
+        )
+    }
+}
+
 /// The control plane.
 #[derive(Debug)]
 pub(crate) struct ControlPlane {
@@ -187,7 +198,9 @@ impl ControlPlane {
                 sentence: sentence(refusal),
             };
         }
-        let reason = if answer.status.is_success() {
+        let reason = if let (true, Some(foreign)) = (answer.status.is_success(), answer.foreign()) {
+            format!("{} answered the registration with {status} {foreign}", self.url)
+        } else if answer.status.is_success() {
             format!(
                 "{} answered the registration with {status} and no cluster_id ({said})",
                 self.url
@@ -226,6 +239,13 @@ impl ControlPlane {
         let status = answer.status.as_u16();
         let said = self.said(&answer.body);
         let outcome = match status {
+            200..300 if answer.foreign().is_some() => BeatOutcome::Failed {
+                reason: format!(
+                    "heartbeats are answered with {status} {}",
+                    answer.foreign().unwrap_or_default()
+                ),
+                retry_after: answer.retry_after,
+            },
             200..300 => match says_unknown(&said) {
                 false => BeatOutcome::Accepted {
                     limits: wire::limits::parse(&answer.body),

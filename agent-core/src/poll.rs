@@ -131,6 +131,12 @@ async fn ask(control_plane: &ControlPlane, agent_id: &str, path: &mut Path) -> A
         };
         match answer.status.as_u16() {
             200 => {
+                if let Some(foreign) = answer.foreign() {
+                    return Asked::Failed {
+                        reason: format!("the tunnel status is answered with 200 {foreign}"),
+                        retry_after: answer.retry_after,
+                    };
+                }
                 return match parse(&answer.body) {
                     Ok(answer) => Asked::Answered(answer),
                     Err(reason) => Asked::Failed {

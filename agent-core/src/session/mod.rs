@@ -27,6 +27,9 @@ mod tests;
 
 /// A single lost beat is a hiccup; with the third in a row the link counts as lost.
 const LAPSED_AFTER: u32 = 3;
+/// So many beats after a registration may still find a control plane that does not know of it: its replicas and
+/// caches learn one after the other, and half a minute at the default pace is long for that.
+const SETTLING_BEATS: u32 = 6;
 /// Between registrations of an agent that is refused though it has a cluster: seldom enough not to be a nuisance,
 /// often enough that a mended control plane is found the same hour.
 const REFUSED_RETRY: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(300));
@@ -111,6 +114,8 @@ pub(crate) struct Session {
     last_accepted: Option<Duration>,
     /// A re-registration was answered and no beat was accepted since.
     unproven: bool,
+    /// How many more refused beats are taken for a registration that has not come through everywhere.
+    settling: u32,
     failed: Option<String>,
 }
 
@@ -129,6 +134,7 @@ impl Session {
             failures: 0,
             last_accepted: None,
             unproven: false,
+            settling: 0,
             failed: None,
         }
     }
@@ -270,6 +276,7 @@ impl Session {
         self.backoff.reset();
         let recovering = matches!(self.phase, Phase::Registering | Phase::Refused) && self.cluster.is_some();
         self.unproven |= recovering;
+        self.settling = SETTLING_BEATS;
         self.cluster = Some(cluster.to_owned());
         if self.phase != Phase::Draining {
             self.failures = 0;
@@ -309,6 +316,7 @@ impl Session {
         self.last_accepted = Some(now);
         self.failures = 0;
         self.unproven = false;
+        self.settling = 0;
         if matches!(self.phase, Phase::Active | Phase::Lapsed) {
             let cluster = self.cluster.as_deref().unwrap_or_default();
             let reason = format!("heartbeats of cluster {cluster} are accepted");
@@ -318,6 +326,13 @@ impl Session {
 
     fn beat_refused(&mut self, now: Duration, reason: &str) {
         if !matches!(self.phase, Phase::Active | Phase::Lapsed) {
+            return;
+        }
+        if self.settling > 0 {
+            self.settling -= 1;
+            let reason = format!("registered, but not known everywhere yet: {reason}");
+            self.failures = self.failures.saturating_add(1);
+            self.set(Phase::Lapsed, reason);
             return;
         }
         if self.unproven {

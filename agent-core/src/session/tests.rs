@@ -189,21 +189,77 @@ fn a_forgotten_cluster_is_registered_once_with_its_name_as_hint() {
     assert_eq!(session.phase(), Phase::Registering);
 }
 
-#[test]
-fn registering_and_refusing_in_turns_does_not_become_a_loop() {
+fn registered_again() -> Session {
     let mut session = active();
     session.on(at(5), not_registered());
-    session.poll(at(5));
+    assert_eq!(session.poll(at(5)).len(), 1);
     session.on(
         at(5),
         Event::Registered {
             cluster: "u".to_owned(),
         },
     );
-    session.poll(at(5));
-    session.on(at(5), not_registered());
+    session
+}
+
+#[test]
+fn a_control_plane_whose_replicas_learn_late_is_given_half_a_minute() {
+    let mut session = registered_again();
+    for beat in 1..=SETTLING_BEATS {
+        let now = session.wake().unwrap();
+        assert_eq!(
+            session.poll(now),
+            [Action::Beat {
+                cluster: "u".to_owned()
+            }],
+            "beat {beat} is sent and nothing is registered"
+        );
+        session.on(now, not_registered());
+        assert_eq!(session.phase(), Phase::Lapsed);
+        assert!(session.reason().contains("not known everywhere yet"));
+    }
+    let now = session.wake().unwrap();
+    assert_eq!(session.poll(now).len(), 1);
+    session.on(now, Event::BeatAccepted);
+    assert_eq!(session.phase(), Phase::Active);
+    // Being forgotten after that is news again.
+    session.on(now + BEAT, not_registered());
+    assert_eq!(session.phase(), Phase::Registering);
+}
+
+#[test]
+fn the_first_registration_may_settle_too() {
+    let mut session = loaded(None);
+    session.poll(at(0));
+    session.on(
+        at(0),
+        Event::Registered {
+            cluster: "u".to_owned(),
+        },
+    );
+    session.poll(at(0));
+    session.on(at(0), not_registered());
+    assert!(
+        session
+            .poll(session.wake().unwrap())
+            .iter()
+            .all(|action| matches!(action, Action::Beat { .. }))
+    );
+}
+
+#[test]
+fn registering_and_refusing_in_turns_does_not_become_a_loop() {
+    let mut session = registered_again();
+    let mut now = at(5);
+    for _ in 0..=SETTLING_BEATS {
+        now = session.wake().unwrap().max(now);
+        assert!(!session.poll(now).contains(&Action::Register {
+            hint: Some("u".to_owned())
+        }));
+        session.on(now, not_registered());
+    }
     assert_eq!(session.phase(), Phase::Refused);
-    assert!(session.wake().unwrap() >= at(5) + REFUSED_RETRY.0);
+    assert!(session.wake().unwrap() >= now + REFUSED_RETRY.0);
 }
 
 #[test]

@@ -45,6 +45,15 @@ pub(crate) fn one_line(text: &str) -> String {
     line
 }
 
+/// Whether a body is neither empty nor JSON. One that was too long to be read whole is taken by its beginning.
+pub(crate) fn is_page(body: &[u8]) -> bool {
+    let text = body.trim_ascii();
+    if body.len() >= MAX_BODY {
+        return !matches!(text.first(), Some(b'{' | b'['));
+    }
+    !text.is_empty() && serde_json::from_slice::<serde::de::IgnoredAny>(text).is_err()
+}
+
 /// Whether the control plane says that it does not know this cluster.
 pub(crate) fn says_unknown(complaint: &str) -> bool {
     let text = complaint.to_lowercase();
@@ -61,6 +70,19 @@ pub(crate) fn says_unknown(complaint: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_body_and_json_are_no_page() {
+        for body in ["", " \r\n", "{}", "null", "\"ok\"", "{\"status\":\"ok\"}\n"] {
+            assert!(!is_page(body.as_bytes()), "{body:?}");
+        }
+        for body in ["<html><body>Please log in</body></html>", "OK", "{", "\u{feff}{}"] {
+            assert!(is_page(body.as_bytes()), "{body:?}");
+        }
+        let long = format!("[{}", "1,".repeat(MAX_BODY / 2));
+        assert!(!is_page(&long.as_bytes()[..MAX_BODY]));
+        assert!(is_page("<p>".repeat(MAX_BODY).as_bytes()));
+    }
 
     #[test]
     fn a_complaint_is_one_short_line() {

@@ -10,7 +10,7 @@ use axum::{
     Json, Router,
     extract::{Path, State},
     http::{HeaderMap, StatusCode},
-    response::{IntoResponse, Response},
+    response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
 use serde_json::{Value, json};
@@ -23,6 +23,10 @@ use crate::agent::eventually;
 pub(crate) enum Say {
     Ok(Value),
     Status(u16, Value),
+    /// 200 with another body than JSON.
+    Page(&'static str),
+    /// No body at all.
+    Bare(u16),
     Hang,
 }
 
@@ -34,6 +38,8 @@ pub(crate) struct Script {
     /// Answer on the path of the seeds, and on the older one; none is 404.
     pub(crate) tunnel: Option<Value>,
     pub(crate) older_tunnel: Option<Value>,
+    /// A page instead, on the path of the seeds.
+    pub(crate) tunnel_page: Option<&'static str>,
     pub(crate) token: String,
     pub(crate) registrations: Vec<Value>,
     pub(crate) beats: Vec<(String, Value)>,
@@ -148,6 +154,8 @@ async fn say(answer: Say) -> Response {
     match answer {
         Say::Ok(body) => Json(body).into_response(),
         Say::Status(status, body) => (StatusCode::from_u16(status).unwrap(), Json(body)).into_response(),
+        Say::Page(text) => Html(text).into_response(),
+        Say::Bare(status) => StatusCode::from_u16(status).unwrap().into_response(),
         Say::Hang => std::future::pending().await,
     }
 }
@@ -200,6 +208,9 @@ async fn beat(
 async fn tunnel(State(script): Shared, uri: http::Uri) -> Response {
     let mut script = script.lock().unwrap();
     script.polls.push(uri.to_string());
+    if let Some(page) = script.tunnel_page {
+        return Html(page).into_response();
+    }
     script.tunnel.clone().map_or_else(
         || StatusCode::NOT_FOUND.into_response(),
         |body| Json(body).into_response(),

@@ -246,3 +246,59 @@ async fn the_owners_service_token_is_sent_and_asked_for_by_name() {
     assert_eq!(cp.registration(1).await["k8s_service_token"], "owners");
     agent.stop().await;
 }
+
+const PORTAL: &str = "<!doctype html><title>Hotel</title><p>Please log in";
+
+#[tokio::test]
+async fn the_page_of_a_captive_portal_is_no_answer_of_the_control_plane() {
+    let dir = tempfile::tempdir().unwrap();
+    let cp = ControlPlane::start().await;
+    cp.say_register([Say::Page(PORTAL), Say::Page(PORTAL), Say::Hang]);
+    let agent = Agent::start(dir.path(), &cp.url(), &[]).await;
+    cp.registration(3).await;
+    agent
+        .readyz(&["not ready", "Registered: ", "captive portal"])
+        .await;
+    assert!(!state(dir.path()).contains_key("cluster_id"));
+    agent.stop().await;
+
+    cp.say_register([Say::Ok(json!({ "cluster_id": "uuid-1" }))]);
+    cp.say_beat([Say::Page(PORTAL)]);
+    cp.script().tunnel_page = Some(PORTAL);
+    let agent = Agent::start(dir.path(), &cp.url(), &[]).await;
+    let text = agent
+        .readyz(&["not ready", "Heartbeat: none accepted yet", "captive portal"])
+        .await;
+    assert!(!text.contains("Hotel"), "a page is not worth a line: {text}");
+    let registrations = cp.script().registrations.len();
+    cp.beats(3).await;
+    assert_eq!(
+        cp.script().registrations.len(),
+        registrations,
+        "nobody refused it"
+    );
+    // The portal lets it through; what answers now is short, but the control plane's own.
+    cp.script().tunnel_page = None;
+    cp.say_beat([Say::Bare(204), Say::Bare(200), Say::Ok(json!({}))]);
+    agent.readyz(&["ready\n", "Heartbeat: accepted"]).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_control_plane_that_learns_late_of_a_registration_is_given_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let cp = ControlPlane::start().await;
+    let agent = Agent::start(dir.path(), &cp.url(), &[]).await;
+    cp.beats(2).await;
+    let unknown = || error(404, "cluster not registered");
+    // Forgotten; registered again; and three more replicas have not heard of it.
+    cp.say_beat([unknown(), unknown(), unknown(), unknown(), Say::Ok(json!({}))]);
+    cp.registration(2).await;
+    agent
+        .readyz(&["ready\n", "Heartbeat: accepted", "NotApplicable Refused"])
+        .await;
+    cp.beats(5).await;
+    agent.readyz(&["ready\n"]).await;
+    assert_eq!(cp.script().registrations.len(), 2, "one registration was enough");
+    agent.stop().await;
+}
