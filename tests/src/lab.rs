@@ -116,7 +116,7 @@ impl Lab {
         change: impl FnOnce(PodConfig) -> PodConfig,
     ) -> Result<Self> {
         runtime::tls::install_provider();
-        let dir = tempfile::Builder::new().prefix("pipeops-lab-").tempdir()?;
+        let dir = crate::folder::private("pipeops-lab-")?;
         let kubeconfig = cluster.kubeconfig(dir.path())?;
         if let Cluster::Real(_) = cluster {
             prepare_state(&kubeconfig)?;

@@ -22,6 +22,7 @@ pub mod cluster;
 pub mod control_plane;
 pub mod demo;
 pub mod events;
+pub mod folder;
 pub mod kubernetes;
 pub mod lab;
 pub mod otlp;

@@ -27,7 +27,7 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) async fn start() -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("pipeops-demo-").tempdir()?;
+        let dir = crate::folder::private("pipeops-demo-")?;
         let given = std::env::var_os("KUBECONFIG")
             .filter(|path| !path.is_empty())
             .map(PathBuf::from);

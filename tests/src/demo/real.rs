@@ -19,7 +19,7 @@ pub(crate) struct Stage {
 impl Stage {
     pub(crate) async fn start() -> Result<Self> {
         let cluster = RealCluster::running().await?;
-        let dir = tempfile::Builder::new().prefix("pipeops-demo-").tempdir()?;
+        let dir = crate::folder::private("pipeops-demo-")?;
         let token = runtime::secret::hex(&rand::random::<[u8; 16]>());
         let control_plane = cluster.control_plane(&token).await?;
         println!("control plane: {}", control_plane.api_url());
