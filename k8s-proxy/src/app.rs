@@ -4,19 +4,26 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use proto::{
     process::ProcessService,
-    v1::{gateway_server::GatewayServer, process_server::ProcessServer, proxy_server::ProxyServer},
+    v1::{
+        gateway_server::GatewayServer, process_server::ProcessServer, proxy_server::ProxyServer,
+        siblings_client::SiblingsClient,
+    },
 };
 use runtime::{
     admin::{self, BindError},
     build::{BuildInfo, build_info, instance_id},
     cli::write_addresses,
     conditions::{Conditions, Status},
-    local::{self, Access, LocalError, Role},
+    local::{
+        self, Access, LocalError, Role,
+        streams::{Applied, Follow, Pace, Tell},
+    },
     metrics::Metrics,
     supervise::Supervisor,
     telemetry::{LogFilter, Telemetry},
 };
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::{info, warn};
 
@@ -33,7 +40,7 @@ use crate::{
         http::{self, Door},
     },
     engine::{Engine, EngineSettings},
-    link::{self, Applied, Applier},
+    link::{Reports, Specs},
     metrics::ProxyMetrics,
     policy::{Policy, file::PolicyError, reload},
     report::{self, Reporter},
@@ -126,8 +133,8 @@ impl App {
     /// # Errors
     /// What is in the way.
     pub async fn bind(config: Config, telemetry: &Telemetry) -> Result<Bound, Error> {
-        let admin = admin::bind("--http-listen", config.http_listen).await?;
-        let grpc = admin::bind("--grpc-listen", config.grpc_listen).await?;
+        let admin = admin::bind("--http-listen", config.common.http_listen).await?;
+        let grpc = admin::bind("--grpc-listen", config.common.grpc_listen).await?;
         let door_http = admin::bind("--door-http", config.door_http).await?;
         let door_https = admin::bind("--door-https", config.door_https).await?;
         let address = |listener: &TcpListener| {
@@ -142,7 +149,7 @@ impl App {
             door_http: address(&door_http)?,
             door_https: address(&door_https)?,
         };
-        let operator = config.operator_token();
+        let operator = config.common.operator_token();
         operator.create_once(0o600).map_err(|source| Error::Io {
             what: format!(
                 "cannot make {}: is --private-dir writable?",
@@ -150,7 +157,7 @@ impl App {
             ),
             source,
         })?;
-        if let Some(file) = &config.addresses_file {
+        if let Some(file) = &config.common.addresses_file {
             let pairs = [
                 ("http", addresses.http),
                 ("grpc", addresses.grpc),
@@ -238,6 +245,7 @@ impl Bound {
             applied: applied.clone(),
             certificate_sha256: self.certificate.sha256.clone(),
             upstream: address,
+            supervisor: supervisor.clone(),
             sequence: Arc::default(),
         };
         start_policy(config, &shared, supervisor);
@@ -245,33 +253,53 @@ impl Bound {
             "upstream probe",
             probe(engine.clone(), shared.clone(), supervisor.clone()),
         );
-        supervisor.spawn("drain", end_endless(engine.clone(), supervisor.clone()));
         supervisor.spawn("stalls", engine.clone().watch_stalls(supervisor.clone()));
         supervisor.spawn(
             "recheck",
             recheck(engine.clone(), shared.clone(), supervisor.clone()),
         );
+        // Reports go on while open calls drain: the last ones say how far that is.
+        let done = CancellationToken::new();
+        let last = done.clone().drop_guard();
+        let drain = end_calls(engine.clone(), supervisor.clone());
+        supervisor.spawn("drain", async move {
+            drain.await;
+            drop(last);
+        });
 
-        let channel = local::channel(config.core_address.as_str(), config.edge_token(), BUILD)?;
+        let channel = local::channel(
+            config.common.core_address.as_str(),
+            config.common.edge_token(),
+            BUILD,
+        )?;
         let environment = Environment {
             engine: engine.clone(),
             supervisor: supervisor.clone(),
             shared: shared.clone(),
             board: board.clone(),
         };
-        let applier = Applier {
-            shared: shared.clone(),
-            dialler: Dialler::new(environment),
+        let spec = Follow {
+            desired: Specs {
+                client: SiblingsClient::new(channel.clone()),
+                instance: instance_id,
+                shared: shared.clone(),
+                dialler: Dialler::new(environment),
+            },
+            peer: format!("agent-core at {}", config.common.core_address),
             applied,
+            conditions: conditions.clone(),
+            supervisor: supervisor.clone(),
+            pace: Pace::default(),
         };
-        supervisor.spawn(
-            "spec",
-            link::follow_spec(channel.clone(), instance_id, applier, supervisor.clone()),
-        );
-        supervisor.spawn(
-            "report",
-            link::report(channel, reporter.clone(), supervisor.clone()),
-        );
+        supervisor.spawn_critical("spec stream", spec.run());
+        let reports = Tell {
+            observed: Reports::new(SiblingsClient::new(channel), reporter.clone()),
+            peer: "agent-core".to_owned(),
+            done,
+            supervisor: supervisor.clone(),
+            pace: Pace::default(),
+        };
+        supervisor.spawn_critical("report stream", reports.run());
 
         let routes = Routes::new(ProxyServer::new(ProxyService::new(
             engine.clone(),
@@ -281,8 +309,8 @@ impl Bound {
         .add_service(GatewayServer::new(GatewayService::new(engine.clone())))
         .add_service(ProcessServer::new(process(self.log_filter, supervisor.clone())));
         let access = Access::new()
-            .allow(Role::Core, config.edge_token(), CORE_METHODS)
-            .allow(Role::Operator, config.operator_token(), OPERATOR_METHODS);
+            .allow(Role::Core, config.common.edge_token(), CORE_METHODS)
+            .allow(Role::Operator, config.common.operator_token(), OPERATOR_METHODS);
         let served = local::serve(
             self.grpc,
             BUILD,
@@ -298,7 +326,7 @@ impl Bound {
         let http = Door {
             name: "http".into(),
             engine,
-            gate: Gate::new(shared.clone(), config.edge_token()),
+            gate: Gate::new(shared.clone(), config.common.edge_token()),
             shared,
             board: board.clone(),
             supervisor: supervisor.clone(),
@@ -383,11 +411,14 @@ async fn recheck(engine: Engine, shared: Shared, supervisor: Supervisor) {
 }
 
 /// A watch never ends by itself: once only such calls are left they are told to go, so that the process does not
-/// sit out its deadline for nothing.
-async fn end_endless(engine: Engine, supervisor: Supervisor) {
+/// sit out its deadline for nothing. Resolves when no call is left.
+async fn end_calls(engine: Engine, supervisor: Supervisor) {
     supervisor.draining().await;
     while engine.streams().counts().finite > 0 && !supervisor.is_cut() {
         tokio::time::sleep(DRAIN_POLL).await;
     }
     engine.streams().cancel_endless(CancelReason::Draining);
+    while engine.streams().counts().open > 0 && !supervisor.is_cut() {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
 }

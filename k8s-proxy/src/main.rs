@@ -7,7 +7,6 @@ use k8s_proxy::{App, Args, BUILD, Config};
 use runtime::{
     cli::{Command, print, print_token, print_version, refuse_config, run, usage},
     config::Env,
-    telemetry::TelemetryConfig,
 };
 
 /// Thousands of watches come and go, and glibc keeps what they leave behind (measured); this allocator gives it back.
@@ -29,19 +28,14 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(problems) => return refuse_config(&problems),
     };
-    let logging = TelemetryConfig {
-        service: BUILD.name,
-        filter: config.log_level.clone(),
-        format: config.log_format,
-        otlp_endpoint: config.otlp_endpoint.clone(),
-    };
+    let logging = config.common.telemetry(BUILD);
     match command {
-        Command::Token => print_token(&config.operator_token()),
+        Command::Token => print_token(&config.common.operator_token()),
         Command::CheckConfig => print(&config.describe()),
-        Command::Run | Command::Version => {
-            run(&logging, config.drain_timeout, async |telemetry, supervisor| {
-                App::bind(config, telemetry).await?.run(supervisor)
-            })
-        }
+        Command::Run | Command::Version => run(
+            &logging,
+            config.common.drain_timeout,
+            async |telemetry, supervisor| App::bind(config, telemetry).await?.run(supervisor),
+        ),
     }
 }

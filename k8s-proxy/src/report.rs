@@ -9,10 +9,12 @@ use proto::v1::{Build, Condition, ConditionStatus, ProxyReport, ProxyStatus};
 use runtime::{
     build::BuildInfo,
     conditions::{self, Status},
+    local::streams::Applied,
+    supervise::Supervisor,
 };
 use tokio::sync::watch;
 
-use crate::{doors::board::Board, engine::Engine, link::Applied, shared::Shared, streams::Counts};
+use crate::{doors::board::Board, engine::Engine, shared::Shared, streams::Counts};
 
 /// Makes reports; clones share their numbering.
 #[derive(Clone, Debug)]
@@ -33,6 +35,8 @@ pub struct Reporter {
     pub certificate_sha256: String,
     /// The apiserver.
     pub upstream: String,
+    /// Says whether the process is on its way out.
+    pub supervisor: Supervisor,
     /// Reports so far.
     pub sequence: Arc<AtomicU64>,
 }
@@ -56,6 +60,7 @@ impl Reporter {
             status: Some(self.status()),
             applied_epoch,
             applied_revision,
+            draining: self.supervisor.is_draining(),
         }
     }
 

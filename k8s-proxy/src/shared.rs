@@ -6,7 +6,10 @@ use std::sync::{
 };
 
 use proto::v1::ProxySpec;
-use runtime::conditions::{Conditions, Status};
+use runtime::{
+    conditions::{Conditions, Status},
+    local::streams::SPEC,
+};
 use tokio::sync::{Notify, watch};
 
 use crate::{
@@ -16,8 +19,6 @@ use crate::{
     streams::lock,
 };
 
-/// Condition: the desired state is known.
-pub const SPEC: &str = "Spec";
 /// Condition: the apiserver answers.
 pub const UPSTREAM: &str = "Upstream";
 /// Condition: the doors that should be open are.

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod process;
+pub mod variables;
 
 /// Generated messages, clients and servers of package `pipeops.agent.v1`.
 #[allow(

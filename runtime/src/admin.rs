@@ -4,8 +4,6 @@ use std::{
     fmt::Write as _,
     io,
     net::SocketAddr,
-    pin::pin,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -16,19 +14,21 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use hyper::server::conn::http1;
 use hyper_util::{
-    rt::{TokioIo, TokioTimer},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto::Builder,
     service::TowerToHyperService,
 };
 use serde_json::json;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-};
-use tracing::{debug, warn};
+use tokio::net::TcpListener;
 
-use crate::{build::BuildInfo, conditions::Conditions, metrics::Metrics, supervise::Supervisor};
+use crate::{
+    accept::{accept, until_drained},
+    build::BuildInfo,
+    conditions::Conditions,
+    metrics::Metrics,
+    supervise::Supervisor,
+};
 
 /// A listener that could not be bound.
 #[derive(Debug, thiserror::Error)]
@@ -129,62 +129,28 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEAD: usize = 32 * 1024;
 /// Connections at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
-/// Pause after an accept that failed, for example because the descriptors are used up.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// Serves `router` over HTTP/1.1 until the drain, then lets open requests finish until everything has to go.
 ///
 /// # Errors
 /// None at present: an accept that fails is tried again.
 pub async fn serve_http(listener: TcpListener, router: Router, supervisor: Supervisor) -> io::Result<()> {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let accepted = async {
-            let permit = Arc::clone(&room).acquire_owned().await;
-            (listener.accept().await, permit)
-        };
-        let (accepted, permit) = tokio::select! {
-            accepted = accepted => accepted,
-            () = supervisor.draining() => return Ok(()),
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                stream.set_nodelay(true).ok();
-                let served = connection(stream, router.clone(), supervisor.clone());
-                supervisor.spawn("http connection", async move {
-                    served.await;
-                    drop(permit);
-                });
-            }
-            Err(error) => {
-                warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+    const NAME: &str = "http connection";
+    let owner = supervisor.clone();
+    accept(listener, NAME, MAX_CONNECTIONS, supervisor, move |stream| {
+        let (router, supervisor) = (router.clone(), owner.clone());
+        async move {
+            let mut builder = Builder::new(TokioExecutor::new()).http1_only();
+            builder
+                .http1()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(MAX_HEAD);
+            let service = TowerToHyperService::new(router);
+            let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+            until_drained(served, NAME, &supervisor).await;
         }
-    }
-}
-
-async fn connection(stream: TcpStream, router: Router, supervisor: Supervisor) {
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
-        .with_upgrades();
-    let mut served = pin!(served);
-    let ended = tokio::select! {
-        ended = served.as_mut() => ended,
-        () = supervisor.draining() => {
-            served.as_mut().graceful_shutdown();
-            tokio::select! {
-                ended = served.as_mut() => ended,
-                () = supervisor.cut() => return,
-            }
-        }
-    };
-    if let Err(error) = ended {
-        debug!(%error, "an http connection ended early");
-    }
+    })
+    .await
 }
 
 #[cfg(test)]
@@ -193,6 +159,7 @@ mod tests {
     use crate::{build::build_info, conditions::Status};
     use axum::{body::Body, http::Request};
     use http_body_util::BodyExt as _;
+    use tokio::net::TcpStream;
     use tower::ServiceExt as _;
 
     async fn get_path(router: &Router, path: &str) -> (StatusCode, String) {

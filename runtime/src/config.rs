@@ -133,6 +133,31 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
+/// Whether a variable is one that the kubelet makes for a Service (`enableServiceLinks`). A Service called like us
+/// gives it the name of a setting; its form tells the two apart.
+pub fn is_service_link(name: &str, value: &str) -> bool {
+    ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|scheme| value.starts_with(scheme))
+        || name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || name.rsplit_once("_PORT_").is_some_and(|(_, rest)| {
+            let number = rest.split('_').next().unwrap_or_default();
+            !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+        })
+        || [
+            "_TCP_PROTO",
+            "_TCP_PORT",
+            "_TCP_ADDR",
+            "_UDP_PROTO",
+            "_UDP_PORT",
+            "_UDP_ADDR",
+        ]
+        .iter()
+        .any(|end| name.ends_with(end))
+}
+
 /// Names at most this far apart (in edits) are taken for a slip of the keyboard.
 const NEAR: usize = 4;
 

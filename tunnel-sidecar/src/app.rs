@@ -11,13 +11,15 @@ use runtime::{
     build::instance_id,
     cli::write_addresses,
     conditions::Conditions,
-    local::{self, Access, LocalError, Role},
+    local::{
+        self, Access, LocalError, Role,
+        streams::{Applied, Follow, Tell},
+    },
     metrics::Metrics,
-    secret::TokenFile,
     supervise::Supervisor,
     telemetry::{LogFilter, Telemetry},
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tracing::info;
@@ -28,11 +30,10 @@ use crate::{
     config::Config,
     connections::Connections,
     control::Control,
-    core::{ReportStream, SpecStream},
+    core::{Reports, Specs},
     known::KnownServers,
     link::{Parts, link},
     metrics::TunnelMetrics,
-    operator_token,
     outbound::Outbound,
     report::{self, Reporter},
     status::Board,
@@ -93,16 +94,20 @@ impl App {
     /// What could not be had.
     pub async fn bind(config: Config, telemetry: &Telemetry) -> Result<Bound, Error> {
         let private = |source| Error::Private {
-            path: config.private_dir.clone(),
+            path: config.common.private_dir.clone(),
             source,
         };
-        operator_token(&config).create_once(0o600).map_err(private)?;
-        let known = KnownServers::open(&config.private_dir).map_err(private)?;
-        let http = admin::bind("--http-listen", config.http_listen).await?;
-        let grpc = admin::bind("--grpc-listen", config.grpc_listen).await?;
-        let http_address = http.local_addr().unwrap_or(config.http_listen);
-        let grpc_address = grpc.local_addr().unwrap_or(config.grpc_listen);
-        if let Some(path) = &config.addresses_file {
+        config
+            .common
+            .operator_token()
+            .create_once(0o600)
+            .map_err(private)?;
+        let known = KnownServers::open(&config.common.private_dir).map_err(private)?;
+        let http = admin::bind("--http-listen", config.common.http_listen).await?;
+        let grpc = admin::bind("--grpc-listen", config.common.grpc_listen).await?;
+        let http_address = http.local_addr().unwrap_or(config.common.http_listen);
+        let grpc_address = grpc.local_addr().unwrap_or(config.common.grpc_listen);
+        if let Some(path) = &config.common.addresses_file {
             write_addresses(path, &[("http", http_address), ("grpc", grpc_address)]).map_err(|source| {
                 Error::Addresses {
                     path: path.clone(),
@@ -142,8 +147,8 @@ impl Bound {
         let config = self.config;
         let timing = config.timing;
         let instance = instance_id();
-        let edge = || TokenFile::new(config.edge_dir.join("token"));
-        let core = local::channel(config.core_address.as_str(), edge(), BUILD)?;
+        let edge = || config.common.edge_token();
+        let core = local::channel(config.common.core_address.as_str(), edge(), BUILD)?;
 
         let conditions = Conditions::new();
         let metrics = Metrics::new(BUILD);
@@ -168,8 +173,15 @@ impl Bound {
             timing,
             max_connections: config.max_connections,
         });
-        let applied = Arc::new(watch::Sender::new((String::new(), 0)));
-        let reporter = Reporter::new(BUILD, &instance, conditions.clone(), board, Arc::clone(&applied));
+        let applied = Applied::default();
+        let reporter = Reporter::new(
+            BUILD,
+            &instance,
+            conditions.clone(),
+            board,
+            applied.clone(),
+            supervisor.clone(),
+        );
 
         let control = Control {
             reporter: reporter.clone(),
@@ -190,7 +202,7 @@ impl Bound {
             .add_service(ProcessServer::new(process));
         let access = Access::new().allow(Role::Core, edge(), &METHODS).allow(
             Role::Operator,
-            operator_token(&config),
+            config.common.operator_token(),
             &METHODS,
         );
 
@@ -210,27 +222,30 @@ impl Bound {
             supervisor.clone(),
         );
         supervisor.spawn_critical("grpc", grpc);
-        let spec = SpecStream {
-            client: SiblingsClient::new(core.clone()),
-            address: config.core_address.to_string(),
-            instance,
-            places: config.places,
-            never,
-            link: handle,
+        let spec = Follow {
+            desired: Specs {
+                client: SiblingsClient::new(core.clone()),
+                instance,
+                places: config.places,
+                never,
+                link: handle,
+            },
+            peer: format!("agent-core at {}", config.common.core_address),
             applied,
             conditions,
             supervisor: supervisor.clone(),
-            timing,
+            pace: timing.core,
         };
         supervisor.spawn_critical("spec stream", spec.run());
         // Reports go on while the link drains: the last ones say how far it is.
         let done = CancellationToken::new();
         let last = done.clone().drop_guard();
-        let reports = ReportStream {
-            client: SiblingsClient::new(core),
-            reporter,
+        let reports = Tell {
+            observed: Reports::new(SiblingsClient::new(core), reporter, timing.coalesce),
+            peer: "agent-core".to_owned(),
             done,
-            timing,
+            supervisor: supervisor.clone(),
+            pace: timing.core,
         };
         supervisor.spawn_critical("report stream", reports.run());
         supervisor.spawn_critical("link", async move {

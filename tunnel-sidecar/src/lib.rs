@@ -63,14 +63,6 @@ pub use config::{Args, Config};
 /// What was built.
 pub const BUILD: runtime::build::BuildInfo = runtime::build::build_info("tunnel-sidecar");
 
-/// Name of the token file in the private folder.
-const OPERATOR_TOKEN: &str = "operator-token";
-
-/// The token of people and tools, made by this container for itself.
-pub fn operator_token(config: &Config) -> runtime::secret::TokenFile {
-    runtime::secret::TokenFile::new(config.private_dir.join(OPERATOR_TOKEN))
-}
-
 #[cfg(test)]
 mod tests {
     #[test]

@@ -6,9 +6,8 @@ use clap::Parser as _;
 use runtime::{
     cli::{Command, print, print_token, print_version, refuse_config, run, usage},
     config::Env,
-    telemetry::TelemetryConfig,
 };
-use tunnel_sidecar::{App, Args, BUILD, Config, operator_token};
+use tunnel_sidecar::{App, Args, BUILD, Config};
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {
@@ -23,19 +22,14 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(problems) => return refuse_config(&problems),
     };
-    let logging = TelemetryConfig {
-        service: BUILD.name,
-        filter: config.log_level.clone(),
-        format: config.log_format,
-        otlp_endpoint: config.otlp_endpoint.clone(),
-    };
+    let logging = config.common.telemetry(BUILD);
     match command {
-        Command::Token => print_token(&operator_token(&config)),
+        Command::Token => print_token(&config.common.operator_token()),
         Command::CheckConfig => print(&config.describe()),
-        Command::Run | Command::Version => {
-            run(&logging, config.drain_timeout, async |telemetry, supervisor| {
-                App::bind(config, telemetry).await?.run(supervisor)
-            })
-        }
+        Command::Run | Command::Version => run(
+            &logging,
+            config.common.drain_timeout,
+            async |telemetry, supervisor| App::bind(config, telemetry).await?.run(supervisor),
+        ),
     }
 }

@@ -13,13 +13,12 @@ use proto::v1::{self, ConditionStatus, TunnelReport};
 use runtime::{
     build::BuildInfo,
     conditions::{Condition, Conditions, Status},
+    local::streams::Applied,
+    supervise::Supervisor,
 };
 use tokio::{sync::watch, time::sleep};
 
 use crate::status::Board;
-
-/// Epoch and revision of the spec that was last applied.
-pub type Applied = watch::Sender<(String, u64)>;
 
 /// Makes reports; clones share the sequence.
 #[derive(Clone, Debug)]
@@ -28,7 +27,8 @@ pub struct Reporter {
     instance: Arc<str>,
     conditions: Conditions,
     board: Board,
-    applied: Arc<Applied>,
+    applied: Applied,
+    supervisor: Supervisor,
     sequence: Arc<AtomicU64>,
 }
 
@@ -39,7 +39,8 @@ impl Reporter {
         instance: &str,
         conditions: Conditions,
         board: Board,
-        applied: Arc<Applied>,
+        applied: Applied,
+        supervisor: Supervisor,
     ) -> Self {
         Self {
             build,
@@ -47,13 +48,14 @@ impl Reporter {
             conditions,
             board,
             applied,
+            supervisor,
             sequence: Arc::default(),
         }
     }
 
     /// The status of this moment.
     pub fn report(&self) -> TunnelReport {
-        let (applied_epoch, applied_revision) = self.applied.borrow().clone();
+        let (applied_epoch, applied_revision) = self.applied.get();
         TunnelReport {
             instance_id: self.instance.to_string(),
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
@@ -63,6 +65,7 @@ impl Reporter {
             status: Some(self.board.status()),
             applied_epoch,
             applied_revision,
+            draining: self.supervisor.is_draining(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use runtime::backoff::Policy;
+use runtime::{backoff::Policy, local::streams::Pace};
 
 /// A session that lived so long was a real one; chisel's own client uses the same bound. Shorter ones are failures:
 /// a server that accepts the config and then cannot bind drops the session at once.
@@ -28,10 +28,8 @@ pub struct Timing {
     pub slow_least: Duration,
     /// … plus jitter.
     pub slow: Policy,
-    /// To agent-core: design rule 3, full jitter from 100 ms to 5 s.
-    pub core: Policy,
-    /// A report at least so often; agent-core calls us unknown after 25 s.
-    pub report: Duration,
+    /// To agent-core.
+    pub core: Pace,
     /// Changes within this time make one report.
     pub coalesce: Duration,
     /// How long an ended session may take to say goodbye.
@@ -56,8 +54,7 @@ impl Default for Timing {
             port_taken: policy(Duration::from_millis(100), Duration::from_secs(5)),
             slow_least: Duration::from_secs(30),
             slow: policy(Duration::from_secs(30), Duration::from_secs(270)),
-            core: policy(Duration::from_millis(100), Duration::from_secs(5)),
-            report: Duration::from_secs(8),
+            core: Pace::default(),
             coalesce: Duration::from_millis(100),
             goodbye: Duration::from_secs(3),
             linger: Duration::from_secs(2),

@@ -107,27 +107,13 @@ fn upper(path: &str) -> String {
     path.replace('.', "_").to_uppercase()
 }
 
-/// Variables of the two siblings; one environment may serve all three processes.
-pub(crate) const SIBLING_VARIABLES: &[&str] = &[
-    "PIPEOPS_EDGE_DIR",
-    "PIPEOPS_CORE_ADDRESS",
-    "PIPEOPS_TARGET_KUBERNETES_API",
-    "PIPEOPS_TARGET_K8S_PROXY",
-    "PIPEOPS_TARGET_AGENT_HTTP",
-    "PIPEOPS_DOOR_HTTP",
-    "PIPEOPS_DOOR_HTTPS",
-    "PIPEOPS_KUBECONFIG",
-    "PIPEOPS_SERVICE_ACCOUNT_DIR",
-    "PIPEOPS_KUBE_API",
-    "PIPEOPS_KUBE_TOKEN_FILE",
-    "PIPEOPS_KUBE_CA_FILE",
-    "PIPEOPS_POLICY_FILE",
-    "PIPEOPS_AUDIT",
-    "PIPEOPS_CLIENT_CERT_FILE",
-    "PIPEOPS_CLIENT_KEY_FILE",
-    "PIPEOPS_MAX_WAITING_BYTES",
-    "PIPEOPS_GIT_COMMIT",
-];
+/// Whether a variable is one of the two siblings; one environment may serve all three processes.
+pub(crate) fn is_of_sibling(name: &str) -> bool {
+    use proto::variables::{K8S_PROXY, SIBLINGS, SURROUNDINGS, TUNNEL_SIDECAR};
+    [SIBLINGS, TUNNEL_SIDECAR, K8S_PROXY, SURROUNDINGS]
+        .iter()
+        .any(|others| others.know(name))
+}
 
 const GATEWAY: &str = "this agent opens no ingress gateway of its own";
 const MONITORING: &str = "this agent installs no monitoring stack";
@@ -467,6 +453,17 @@ mod tests {
         variables.sort_unstable();
         for pair in variables.windows(2) {
             assert_ne!(pair[0], pair[1], "two keys share a variable");
+        }
+    }
+
+    #[test]
+    fn siblings_leave_our_variables_alone() {
+        for name in KEYS.iter().flat_map(Key::all_variables) {
+            let shared = proto::variables::SIBLINGS.know(&name) || !name.starts_with("PIPEOPS_");
+            assert!(
+                shared || proto::variables::AGENT_CORE.know(&name),
+                "{name} is missing in proto::variables"
+            );
         }
     }
 

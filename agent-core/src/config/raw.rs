@@ -8,10 +8,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use runtime::config::{Env, Problems, nearest};
+use runtime::config::{Env, Problems, is_service_link, nearest};
 use serde_json::Value;
 
-use super::keys::{self, KEYS, Key, Meaning, SIBLING_VARIABLES, Shape};
+use super::keys::{self, KEYS, Key, Meaning, Shape};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +107,6 @@ impl Raw {
         }
         for (name, text) in env.iter().filter(|(name, _)| name.starts_with("PIPEOPS_")) {
             match keys::by_variable(name) {
-                _ if SIBLING_VARIABLES.contains(&name) => {}
                 Some(key) if key.shape != Shape::Block => {}
                 Some(key) => {
                     self.put(
@@ -117,6 +116,7 @@ impl Raw {
                         Source::Env(name.to_owned()),
                     );
                 }
+                None if keys::is_of_sibling(name) => {}
                 None if is_service_link(name, text) => {
                     self.note(format!(
                         "ignored: {name} because its value is a Kubernetes service link"
@@ -208,28 +208,4 @@ fn blocks() -> impl Iterator<Item = &'static str> {
 
 fn hint<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     nearest(name, known).map_or_else(String::new, |near| format!("; did you mean {near}?"))
-}
-
-/// Whether a variable is one that the kubelet makes for a Service (`enableServiceLinks`).
-fn is_service_link(name: &str, value: &str) -> bool {
-    ["tcp://", "udp://", "sctp://"]
-        .iter()
-        .any(|scheme| value.starts_with(scheme))
-        || name.ends_with("_SERVICE_HOST")
-        || name.ends_with("_SERVICE_PORT")
-        || name.contains("_SERVICE_PORT_")
-        || name.rsplit_once("_PORT_").is_some_and(|(_, rest)| {
-            let number = rest.split('_').next().unwrap_or_default();
-            !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-        })
-        || [
-            "_TCP_PROTO",
-            "_TCP_PORT",
-            "_TCP_ADDR",
-            "_UDP_PROTO",
-            "_UDP_PORT",
-            "_UDP_ADDR",
-        ]
-        .iter()
-        .any(|end| name.ends_with(end))
 }

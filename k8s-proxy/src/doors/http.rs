@@ -1,7 +1,7 @@
 //! The HTTP and HTTPS doors: `ANY /api/k8s/<kubernetes path>`, pass-through of the apiserver's own paths, and the
 //! served WebSockets. HTTP/1.1 and h2; bodies stream both ways.
 
-use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -10,7 +10,10 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
-use runtime::supervise::Supervisor;
+use runtime::{
+    accept::{accept, until_drained},
+    supervise::Supervisor,
+};
 use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -18,7 +21,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::TlsAcceptor;
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{
     board::Board,
@@ -65,8 +68,11 @@ const H2_STREAMS: u32 = 250;
 const H2_STREAM_WINDOW: u32 = 256 * 1024;
 const H2_CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const H2_SEND_BUFFER: usize = 64 * 1024;
-/// Accepting again after an error such as too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections at once to one door; more wait in the kernel's queue. With [`H1_BUFFER`] it bounds what unfinished
+/// heads can hold to 256 MiB, and open watches of HTTP/1.1 callers fit in many times over.
+const MAX_CONNECTIONS: usize = 4096;
+/// Name of each connection's task.
+const CONNECTION: &str = "door connection";
 
 /// One door.
 #[derive(Clone, Debug)]
@@ -90,26 +96,13 @@ pub struct Door {
 /// Accepts until the drain.
 ///
 /// # Errors
-/// Never at present; connections fail alone.
-pub async fn serve(listener: TcpListener, door: Door) -> Result<(), io::Error> {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = door.supervisor.draining() => return Ok(()),
-        };
-        match accepted {
-            Ok((tcp, _)) => {
-                tcp.set_nodelay(true).ok();
-                let task = connection(tcp, door.clone());
-                door.supervisor
-                    .spawn("door connection", stoppable(Box::pin(task)));
-            }
-            Err(error) => {
-                warn!(door = %door.name, %error, "cannot accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+/// None at present; connections fail alone.
+pub async fn serve(listener: TcpListener, door: Door) -> io::Result<()> {
+    let supervisor = door.supervisor.clone();
+    accept(listener, CONNECTION, MAX_CONNECTIONS, supervisor, move |tcp| {
+        stoppable(Box::pin(connection(tcp, door.clone())))
+    })
+    .await
 }
 
 async fn connection(tcp: TcpStream, door: Door) {
@@ -149,17 +142,8 @@ async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, doo
             Box::pin(async move { Ok::<_, Infallible>(door.answer(request).await) })
         })
     };
-    let mut served = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
-    let result = tokio::select! {
-        result = served.as_mut() => result,
-        () = door.supervisor.draining() => {
-            served.as_mut().graceful_shutdown();
-            tokio::select! { result = served.as_mut() => result, () = door.supervisor.cut() => Ok(()) }
-        }
-    };
-    if let Err(error) = result {
-        debug!(door = %door.name, error, "a connection ended");
-    }
+    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    until_drained(served, CONNECTION, &door.supervisor).await;
 }
 
 impl Door {

@@ -6,6 +6,7 @@
 mod access;
 mod client;
 mod server;
+pub mod streams;
 
 pub use access::{Access, Role};
 pub use client::{Credentials, LocalChannel, LocalError, channel};

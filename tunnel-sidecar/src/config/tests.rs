@@ -22,8 +22,8 @@ fn a_flag_wins_over_a_variable_and_a_variable_over_the_default() {
         ("HOST_IP", "10.1.2.3"),
     ];
     let config = read(&["--grpc-listen", "127.0.0.1:2"], &env).unwrap();
-    assert_eq!(config.grpc_listen.port(), 2);
-    assert_eq!(config.drain_timeout, Duration::from_secs(3));
+    assert_eq!(config.common.grpc_listen.port(), 2);
+    assert_eq!(config.common.drain_timeout, std::time::Duration::from_secs(3));
     assert_eq!(config.places.host_ip, Some([10, 1, 2, 3].into()));
     assert_eq!(config.places.apiserver, None);
 }

@@ -249,7 +249,7 @@ async fn reports_come_at_the_interval_and_on_change() {
 async fn the_token_of_the_edge_may_come_later() {
     let mut token = None;
     let world = World::start_with(&[], |config| {
-        let file = config.edge_dir.join("token");
+        let file = config.common.edge_dir.join("token");
         token = Some((file.clone(), std::fs::read(&file).unwrap()));
         std::fs::remove_file(file).unwrap();
     })

@@ -161,7 +161,8 @@ async fn a_drain_without_connections_ends_at_once_and_the_deadline_cuts_the_rest
     for connections in [0, 1] {
         let env = [("PIPEOPS_TARGET_K8S_PROXY", target.address())];
         let world = World::start_with(&env, |config| {
-            config.drain_timeout = std::time::Duration::from_secs(if connections == 0 { 600 } else { 1 });
+            config.common.drain_timeout =
+                std::time::Duration::from_secs(if connections == 0 { 600 } else { 1 });
         })
         .await;
         let port = free_port().await;

@@ -12,7 +12,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 use proto::v1::{ForwardState, SessionState, TunnelReport, TunnelSpec, tunnel_client::TunnelClient};
 use runtime::{
     backoff::Policy,
-    local::{LocalChannel, channel},
+    local::{LocalChannel, channel, streams::Pace},
     secret::TokenFile,
     supervise::{Outcome, Supervisor},
     telemetry::Telemetry,
@@ -90,8 +90,10 @@ pub(crate) fn timing() -> Timing {
         port_taken: policy(20, 200),
         slow_least: Duration::from_millis(400),
         slow: policy(50, 100),
-        core: policy(20, 200),
-        report: Duration::from_secs(1),
+        core: Pace {
+            retry: policy(20, 200),
+            report: Duration::from_secs(1),
+        },
         coalesce: Duration::from_millis(5),
         ..Timing::default()
     }
@@ -113,7 +115,7 @@ impl World {
         let mut config = settings(dir.path(), core.address(), env);
         config.timing = timing();
         change(&mut config);
-        let supervisor = Supervisor::new(config.drain_timeout);
+        let supervisor = Supervisor::new(config.common.drain_timeout);
         let bound = App::bind(config, &Telemetry::disabled()).await.unwrap();
         let (http, grpc) = (bound.http_address(), bound.grpc_address());
         bound.run(&supervisor).unwrap();
