@@ -96,7 +96,7 @@ mod tests {
             supervisor.clone(),
             async |mut stream: TcpStream| {
                 stream.write_all(b"x").await.ok();
-                stream.read(&mut [0]).await.ok();
+                stream.read_exact(&mut [0]).await.ok();
             },
         );
         supervisor.spawn_critical("accept", greeted);
