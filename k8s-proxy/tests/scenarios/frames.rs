@@ -403,3 +403,25 @@ async fn a_watch_over_tls_and_h2_beside_two_hundred_others() {
     streams[3].closed().await;
     assert_eq!(streams.iter().filter(|stream| stream.is_closed()).count(), 1);
 }
+
+#[tokio::test]
+async fn more_headers_than_the_apiserver_takes_are_answered_with_a_sentence() {
+    let setup = Setup::start().await;
+    let mut socket = setup.socket().await;
+    let headers: serde_json::Map<_, _> = (0..150)
+        .map(|number| (format!("X-Trace-{number}"), json!("x")))
+        .collect();
+    socket
+        .send(json!({"id": "many", "method": "GET", "path": "/api/v1/pods", "headers": headers}))
+        .await;
+    let answer = socket.next().await;
+    assert_eq!((answer.id(), answer.status(), answer.done()), ("many", 431, true));
+    assert!(answer.error().contains("headers"), "{answer:?}");
+    let status = answer.json();
+    assert_eq!(
+        (status["kind"].as_str(), status["code"].as_u64()),
+        (Some("Status"), Some(431))
+    );
+    socket.get("few", "/api/v1/pods").await;
+    assert_eq!(socket.next().await.status(), 200);
+}

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Response, StatusCode, header};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::{sync::Notify, time::timeout};
 
@@ -63,6 +64,7 @@ impl Carrier {
         let authorization = headers.remove(header::AUTHORIZATION);
         // What is compressed on this socket is marked by the frame, not by a header inside it.
         headers.remove(header::ACCEPT_ENCODING);
+        let lines = headers.len();
         let ask = Ask {
             door: Arc::clone(&self.context.door),
             caller: Arc::clone(&self.context.caller),
@@ -77,6 +79,15 @@ impl Carrier {
         };
         // Boxed: once the head is there its memory goes, while the answer itself may last for hours.
         let response = Box::pin(self.context.engine.call(ask)).await;
+        if response.status() == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE && response.body().is_end_stream()
+        {
+            // Refused before anything of Kubernetes looked at it, so nobody has written a Status.
+            let sentence = format!(
+                "the apiserver takes no request with so many or so large headers ({lines} lines here): send fewer"
+            );
+            let failure = Failure::new(response.status(), "headers", sentence);
+            return self.fail(&failure, false);
+        }
         let streamed = stream && response.status().as_u16() < 400;
         if streamed {
             self.stream(response, gzip).await;
