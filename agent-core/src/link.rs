@@ -159,6 +159,8 @@ impl Link {
                 () = self.supervisor.draining(), if draining.is_none() => {
                     draining = Some(Instant::now());
                     self.session.on(self.hub.now(), Event::Drain);
+                    // The beat that is due now already says so.
+                    self.show();
                 }
                 Some(done) = turn.calls.next() => self.done(done, &mut turn),
                 Ok(()) = load.changed() => {

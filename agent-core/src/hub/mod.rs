@@ -413,8 +413,8 @@ impl Hub {
         let known = self.lock();
         let open = known.tunnel.is_open() || known.proxy.is_open();
         let tunnel_stops =
-            known.tunnel.is_open() && known.tunnel.report().is_some_and(|report| !report.ready);
-        let proxy_stops = known.proxy.is_open() && known.proxy.report().is_some_and(|report| !report.ready);
+            known.tunnel.is_open() && known.tunnel.report().is_some_and(|report| report.draining);
+        let proxy_stops = known.proxy.is_open() && known.proxy.report().is_some_and(|report| report.draining);
         (open, tunnel_stops || proxy_stops)
     }
 

@@ -332,16 +332,16 @@ async fn it_leaves_after_its_siblings_and_not_before() {
         .await
         .unwrap()
         .into_inner();
-    let report = |ready| ProxyReport {
+    let report = |draining| ProxyReport {
         instance_id: "p".to_owned(),
-        ready,
+        draining,
         ..ProxyReport::default()
     };
-    reports.send(report(true)).await.unwrap();
+    reports.send(report(false)).await.unwrap();
     next(&mut acks).await;
     agent.supervisor.drain("test");
-    // A sibling that drains too says that it is not ready, and goes on reporting until it is done.
-    reports.send(report(false)).await.unwrap();
+    // A sibling that drains too says so, and goes on reporting until it is done.
+    reports.send(report(true)).await.unwrap();
     next(&mut acks).await;
     cp.beat_with("the drain is told", |beat| {
         beat["agent"]["draining"] == true && beat["status"] == "active"

@@ -5,6 +5,7 @@ pub mod carrier;
 pub mod identity;
 pub mod informers;
 pub mod kill;
+pub mod leave;
 pub mod managing;
 pub mod observer;
 pub mod start;

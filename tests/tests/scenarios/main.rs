@@ -9,7 +9,7 @@ use anyhow::Result;
 use harness::{
     lab::Cluster,
     pod::Part,
-    scenarios::{identity, informers, kill, managing, start, survive, watches},
+    scenarios::{identity, informers, kill, leave, managing, start, survive, watches},
 };
 
 /// One test for each scenario: a fresh simulated cluster, a runtime with two threads.
@@ -42,6 +42,7 @@ scenarios! {
     is_known_again_after_it_was_forgotten: identity::is_known_again_after_it_was_forgotten;
     a_refused_agent_stays_and_comes_back: identity::a_refused_agent_stays_and_comes_back;
     a_clean_stop_says_goodbye: identity::a_clean_stop_says_goodbye;
+    agent_core_leaves_last: leave::core_leaves_last;
     start_order_1: |cluster| start::in_order(cluster, start::ORDERS[0]);
     start_order_2: |cluster| start::in_order(cluster, start::ORDERS[1]);
     start_order_3: |cluster| start::in_order(cluster, start::ORDERS[2]);
