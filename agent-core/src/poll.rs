@@ -13,7 +13,10 @@ use crate::{
     control_plane::ControlPlane,
     hub::Hub,
     session::Phase,
-    spec::{Publisher, tunnel},
+    spec::{
+        Publisher,
+        tunnel::{self, Demand},
+    },
     wire::tunnel::{Answer, Path, parse},
 };
 
@@ -53,12 +56,15 @@ pub(crate) async fn poll(
     let mut path = Path::Documented;
     let mut pace = config.poll_interval;
     let mut told = String::new();
+    let mut demand = Demand::default();
     let mut changes = hub.changes();
     loop {
         if !registered(&hub, &mut changes, &supervisor).await {
             return;
         }
         let mut wait = pace;
+        // Before the question: an answer that was given earlier than the tunnel closed asks for nothing.
+        let asleep = hub.tunnel_asleep();
         match ask(&control_plane, &hub.agent_id(), &mut path).await {
             Asked::Answered(answer) => {
                 told.clear();
@@ -66,7 +72,8 @@ pub(crate) async fn poll(
                     pace = Duration::from_secs(seconds.clamp(PACE.0, PACE.1));
                     wait = pace;
                 }
-                let (spec, notes) = tunnel::from_status(&config, &answer.status);
+                demand.note(&answer.status, asleep);
+                let (spec, notes) = tunnel::from_status(&config, &answer.status, demand);
                 let (enabled, reason, forwards) = (spec.enabled, spec.reason.clone(), spec.forwards.len());
                 if publisher.publish(spec) {
                     info!(enabled, reason, forwards, "tunnel decision");

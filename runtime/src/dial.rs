@@ -1,8 +1,17 @@
 //! TCP to a peer, by name.
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{
+    future::pending,
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-use tokio::net::{TcpStream, lookup_host};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time::sleep,
+};
 use url::{Host, Url};
 
 /// Why no connection came about. All of it is worth another try.
@@ -53,20 +62,11 @@ pub async fn tcp(host: &str, port: u16, timeout: Duration) -> Result<TcpStream, 
             source,
         };
         let addresses = lookup_host((bare, port)).await.map_err(resolve)?;
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
-                    stream.set_nodelay(true).ok();
-                    return Ok(stream);
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(DialError::Connect {
+        let connected = first_to_answer(addresses).await;
+        connected.map_err(|source| DialError::Connect {
             host: host.to_owned(),
             port,
-            source: last,
+            source,
         })
     };
     tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
@@ -76,6 +76,46 @@ pub async fn tcp(host: &str, port: u16, timeout: Duration) -> Result<TcpStream, 
             timeout,
         })
     })
+}
+
+/// How long one address is waited for before the next one is tried beside it (RFC 8305, section 5).
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// Connects to the first of several addresses of one peer that answers, so that one that drops every packet does not
+/// cost the whole timeout. `TCP_NODELAY` is set.
+///
+/// # Errors
+/// What the last address said.
+pub async fn first_to_answer(addresses: impl IntoIterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let mut rest = addresses.into_iter().fuse();
+    let mut trying = FuturesUnordered::new();
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    loop {
+        let next = rest.next();
+        let more = next.is_some();
+        trying.extend(next.map(TcpStream::connect));
+        if trying.is_empty() {
+            return Err(last);
+        }
+        let head_start = async {
+            if more {
+                sleep(HEAD_START).await;
+            } else {
+                pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            tried = trying.next() => match tried {
+                Some(Ok(stream)) => {
+                    stream.set_nodelay(true).ok();
+                    return Ok(stream);
+                }
+                Some(Err(error)) => last = error,
+                None => {}
+            },
+            () = head_start => {}
+        }
+    }
 }
 
 /// Whether a URL names this host itself, so that what is sent to it does not leave the pod.
@@ -100,6 +140,26 @@ mod tests {
         for host in ["localhost", "127.0.0.1", "[::ffff:127.0.0.1]"] {
             tcp(host, port, Duration::from_secs(10)).await.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_drops_packets_does_not_hold_up_the_next() {
+        let full = tokio::net::TcpSocket::new_v4().unwrap();
+        full.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let full = full.listen(1).unwrap();
+        let silent = full.local_addr().unwrap();
+        // Nobody accepts: when the queue is full, the kernel drops what asks for more.
+        let mut queued = Vec::new();
+        while let Ok(Ok(tcp)) =
+            tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(silent)).await
+        {
+            queued.push(tcp);
+            assert!(queued.len() < 100, "the queue never fills");
+        }
+        let good = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let answers = good.local_addr().unwrap();
+        let connected = tokio::time::timeout(Duration::from_secs(10), first_to_answer([silent, answers]));
+        assert_eq!(connected.await.unwrap().unwrap().peer_addr().unwrap(), answers);
     }
 
     #[tokio::test]

@@ -18,24 +18,26 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
 use chisel_ssh::{Channel, IncomingChannel, RejectReason, Sink};
-use prometheus::IntCounter;
+use prometheus::{Histogram, IntCounter};
 use runtime::supervise::Supervisor;
 use tokio::{
     net::{TcpStream, tcp::OwnedWriteHalf},
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
-use tracing::debug;
+use tracing::{Instrument as _, Span, debug, field, info_span};
 
 use crate::{
     address::HostPort,
     connections::{Connections, Direction, Guard, Meter},
     datagrams::{Reverse, hold},
+    echo::{Proofs, Told},
+    limits::Limiter,
     local::{Locals, shown},
     metrics::{Counters, Opened},
     never::Never,
@@ -43,10 +45,12 @@ use crate::{
     reach::{Unreached, reach},
     remotes::Listen,
     sessions::Sessions,
+    shaped::Shaped,
     socks::{
         self, NotServed,
         rules::{Rules, Verdict},
     },
+    spans::Spans,
     timing::Timing,
 };
 
@@ -62,6 +66,34 @@ pub struct Route {
     pub leads: Leads,
     /// Its counters.
     pub counters: Counters,
+    /// What it may take.
+    pub limiter: Limiter,
+}
+
+/// A channel of a user.
+#[derive(Debug)]
+enum Arrival {
+    /// Not answered yet.
+    Offered(IncomingChannel),
+    /// Accepted to find out whose it is, with what was read of it.
+    Accepted(Channel, Vec<u8>),
+}
+
+impl Arrival {
+    fn refuse(self, reason: RejectReason, text: &str) {
+        match self {
+            Self::Offered(open) => open.reject(reason, text),
+            // Dropping it closes it; there is no word left for why.
+            Self::Accepted(..) => {}
+        }
+    }
+
+    fn accept(self) -> (Channel, Vec<u8>) {
+        match self {
+            Self::Offered(open) => (open.accept(), Vec::new()),
+            Self::Accepted(channel, first) => (channel, first),
+        }
+    }
 }
 
 /// What is dialled for a connection.
@@ -97,12 +129,26 @@ struct Inner {
     routes: Mutex<HashMap<String, Route>>,
     locals: Locals,
     sessions: Sessions,
+    /// What the server names when it opens a channel to the echo door; empty when there is none.
+    echo_target: Mutex<String>,
+    proofs: Proofs,
     connections: Connections,
     room: Arc<Semaphore>,
     limit: usize,
     never: Never,
+    spans: Spans,
     timing: Timing,
     supervisor: Supervisor,
+}
+
+impl Inner {
+    fn routes(&self) -> MutexGuard<'_, HashMap<String, Route>> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn echo_target(&self) -> MutexGuard<'_, String> {
+        self.echo_target.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Carrier {
@@ -118,10 +164,13 @@ impl Carrier {
             routes: Mutex::default(),
             locals: Locals::default(),
             sessions: Sessions::default(),
+            echo_target: Mutex::default(),
+            proofs: Proofs::default(),
             connections,
             room: Arc::new(Semaphore::new(limit)),
             limit,
             never,
+            spans: Spans::default(),
             timing,
             supervisor,
         };
@@ -132,7 +181,12 @@ impl Carrier {
 
     /// Replaces what channel targets lead to and what is listened for here, and closes connections that lead
     /// elsewhere than their forward does.
-    pub fn set_routes(&self, routes: HashMap<String, Route>, locals: Vec<(Listen, Counters)>) {
+    pub fn set_routes(
+        &self,
+        routes: HashMap<String, Route>,
+        locals: Vec<(Listen, Counters)>,
+        echo: Option<String>,
+    ) {
         let leads: HashMap<String, Leads> = routes
             .values()
             .map(|route| (route.forward.clone(), route.leads.clone()))
@@ -141,7 +195,8 @@ impl Carrier {
             .iter()
             .filter_map(|(listen, _)| Some((listen.name.clone(), shown(listen)?)))
             .collect();
-        *self.inner.routes.lock().unwrap_or_else(PoisonError::into_inner) = routes;
+        *self.inner.routes() = routes;
+        *self.inner.echo_target() = echo.unwrap_or_default();
         self.inner.locals.set(self, locals);
         self.inner.connections.close_where(|open| {
             let reversed = leads.get(&open.forward);
@@ -162,8 +217,7 @@ impl Carrier {
 
     /// What a channel target leads to at this moment.
     pub(crate) fn route(&self, channel_target: &str) -> Option<Route> {
-        let routes = self.inner.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        routes.get(channel_target).cloned()
+        self.inner.routes().get(channel_target).cloned()
     }
 
     /// A place among the connections that may be open; none when all are taken.
@@ -183,6 +237,11 @@ impl Carrier {
         &self.inner.supervisor
     }
 
+    /// What the server side has proven.
+    pub fn proofs(&self) -> &Proofs {
+        &self.inner.proofs
+    }
+
     /// The open connections.
     pub fn connections(&self) -> &Connections {
         &self.inner.connections
@@ -195,6 +254,10 @@ impl Carrier {
             return;
         }
         let Some(route) = self.route(open.target()) else {
+            if open.target() == self.inner.echo_target().as_str() {
+                self.open_door(open);
+                return;
+            }
             // The server may name any address; only what we asked for is ever dialled.
             tracing::warn!(
                 asked = open.target(),
@@ -203,19 +266,68 @@ impl Carrier {
             open.reject(RejectReason::Prohibited, "not a forward of this client");
             return;
         };
+        let expected = match route.leads {
+            Leads::Target(_) => self.inner.proofs.expected(&route.forward),
+            Leads::Socks(_) => None,
+        };
+        let Some(expected) = expected else {
+            self.admit(lane, Arrival::Offered(open), route);
+            return;
+        };
+        let carrier = self.clone();
+        self.inner.supervisor.spawn("probe", async move {
+            match carrier.inner.proofs.tell(expected, open.accept()).await {
+                Told::Probe(Some(round_trip)) => {
+                    route.counters.proof_trip.observe(round_trip.as_secs_f64());
+                }
+                Told::User(channel, first) => {
+                    carrier.admit(lane, Arrival::Accepted(channel, first), route);
+                }
+                Told::Probe(None) | Told::Gone => {}
+            }
+        });
+    }
+
+    /// A channel of the server side that wants to send bytes through forwards.
+    fn open_door(&self, open: IncomingChannel) {
+        let carrier = self.clone();
+        self.inner.supervisor.spawn("echo door", async move {
+            let inner = &carrier.inner;
+            let provable = |(key, route): (&String, &Route), name: &str| {
+                route.forward == name
+                    && matches!(route.leads, Leads::Target(_))
+                    && !key.to_ascii_lowercase().ends_with(DATAGRAMS)
+            };
+            let known = |name: &str| inner.routes().iter().any(|entry| provable(entry, name));
+            tokio::select! {
+                () = inner.proofs.serve(open.accept(), known) => {}
+                () = inner.supervisor.draining() => {}
+            }
+        });
+    }
+
+    /// Gives a connection its place, or refuses it.
+    fn admit(&self, lane: LaneId, arrival: Arrival, route: Route) {
         if self.inner.supervisor.is_draining() {
             route.counters.opened(Opened::Draining);
-            open.reject(RejectReason::ConnectFailed, "tunnel-sidecar is shutting down");
+            arrival.refuse(RejectReason::ConnectFailed, "tunnel-sidecar is shutting down");
             return;
         }
         let Some(room) = self.room() else {
             route.counters.opened(Opened::Limit);
             let limit = self.inner.limit;
-            open.reject(
-                RejectReason::ResourceShortage,
-                &format!("{limit} connections are open, which is the limit"),
-            );
+            let text = format!("{limit} connections are open, which is the limit");
+            arrival.refuse(RejectReason::ResourceShortage, &text);
             return;
+        };
+        let seat = match route.limiter.seat() {
+            Ok(seat) => seat,
+            Err(limit) => {
+                route.counters.opened(Opened::Limit);
+                let text = format!("{limit} connections of this forward are open, which is its limit");
+                arrival.refuse(RejectReason::ResourceShortage, &text);
+                return;
+            }
         };
         let carrier = self.clone();
         match route.leads.clone() {
@@ -223,15 +335,23 @@ impl Carrier {
                 // Entered here and not in the task: a connection that is being made counts, and is closed when its
                 // route goes, like one that is open.
                 let guard = self.inner.connections.enter(lane, &route.forward, &dials);
-                self.inner.supervisor.spawn("connection", async move {
-                    carrier.carry(open, &route, &dials, &guard).await;
-                    drop(room);
+                let span = self.inner.spans.next(|| {
+                    let (forward, target, id) = (&route.forward, &dials, guard.connection().id);
+                    info_span!(parent: None, "connection", forward, %target, id, session = lane,
+                        result = field::Empty, bytes_in = field::Empty, bytes_out = field::Empty)
                 });
+                let carried = async move {
+                    carrier.carry(arrival, &route, &dials, &guard).await;
+                    drop((room, seat));
+                };
+                self.inner
+                    .supervisor
+                    .spawn("connection", carried.instrument(span));
             }
             Leads::Socks(rules) => {
                 self.inner.supervisor.spawn("socks connection", async move {
-                    carrier.carry_socks(lane, open, &route, &rules).await;
-                    drop(room);
+                    carrier.carry_socks(lane, arrival, &route, &rules).await;
+                    drop((room, seat));
                 });
             }
         }
@@ -259,8 +379,9 @@ impl Carrier {
     }
 
     /// The user says where to only after the channel is accepted, so refusals are told in SOCKS.
-    async fn carry_socks(&self, lane: LaneId, open: IncomingChannel, route: &Route, rules: &Rules) {
-        let mut channel = open.accept();
+    async fn carry_socks(&self, lane: LaneId, arrival: Arrival, route: &Route, rules: &Rules) {
+        // No probe is expected on these, so nothing was read.
+        let (mut channel, _) = arrival.accept();
         let counters = &route.counters;
         let asked = tokio::select! {
             asked = socks::hear(&mut channel) => asked,
@@ -286,7 +407,14 @@ impl Carrier {
                 counters.dial.observe(start.elapsed().as_secs_f64());
                 counters.opened(Opened::Accepted);
                 counters.open.inc();
-                self.copy(channel, tcp, &guard, counters).await;
+                self.copy(
+                    Arrival::Accepted(channel, Vec::new()),
+                    tcp,
+                    &guard,
+                    counters,
+                    &route.limiter,
+                )
+                .await;
                 counters.open.dec();
             }
             Err(why) => {
@@ -304,13 +432,13 @@ impl Carrier {
         }
     }
 
-    async fn carry(&self, open: IncomingChannel, route: &Route, dials: &HostPort, guard: &Guard) {
+    async fn carry(&self, arrival: Arrival, route: &Route, dials: &HostPort, guard: &Guard) {
         let inner = &self.inner;
         let start = Instant::now();
         let reached = tokio::select! {
             reached = reach(dials, &inner.never, inner.timing.target) => reached,
             () = guard.connection().close.cancelled() => {
-                open.reject(RejectReason::ConnectFailed, "the forward was taken back");
+                arrival.refuse(RejectReason::ConnectFailed, "the forward was taken back");
                 return;
             }
         };
@@ -319,32 +447,87 @@ impl Carrier {
                 route.counters.dial.observe(start.elapsed().as_secs_f64());
                 route.counters.opened(Opened::Accepted);
                 route.counters.open.inc();
-                self.copy(open.accept(), tcp, guard, &route.counters).await;
+                self.copy(arrival, tcp, guard, &route.counters, &route.limiter)
+                    .await;
                 route.counters.open.dec();
                 let ((bytes_in, bytes_out), forward) = (guard.connection().bytes(), &route.forward);
+                let span = Span::current();
+                span.record("result", Opened::Accepted.label());
+                span.record("bytes_in", bytes_in).record("bytes_out", bytes_out);
                 debug!(forward, bytes_in, bytes_out, "connection ended");
             }
             Err(unreached) => {
                 let result = match unreached {
                     Unreached::Forbidden(_) | Unreached::NotAllowed(..) => Opened::Forbidden,
+                    Unreached::Exhausted { .. } => Opened::Exhausted,
                     Unreached::Resolve { .. } | Unreached::Connect { .. } | Unreached::Timeout { .. } => {
                         Opened::TargetFailed
                     }
                 };
                 route.counters.opened(result);
+                Span::current().record("result", result.label());
                 debug!(forward = route.forward, "target not reached: {unreached}");
-                open.reject(RejectReason::ConnectFailed, &unreached.to_string());
+                let reason = if result == Opened::Exhausted {
+                    RejectReason::ResourceShortage
+                } else {
+                    RejectReason::ConnectFailed
+                };
+                arrival.refuse(reason, &unreached.to_string());
             }
         }
     }
 
-    /// Copies both ways until either side ends.
-    pub(crate) async fn copy(&self, channel: Channel, tcp: TcpStream, guard: &Guard, counters: &Counters) {
+    /// Copies a connection of a listener of ours, which has no limits.
+    pub(crate) async fn copy_local(
+        &self,
+        channel: Channel,
+        tcp: TcpStream,
+        guard: &Guard,
+        counters: &Counters,
+    ) {
+        self.copy_direct(channel, tcp, guard, counters, &Limiter::default())
+            .await;
+    }
+
+    /// Copies both ways until either side ends: directly, unless bytes have to wait for a rate or were read already.
+    async fn copy(
+        &self,
+        arrival: Arrival,
+        tcp: TcpStream,
+        guard: &Guard,
+        counters: &Counters,
+        limiter: &Limiter,
+    ) {
+        let (channel, first) = arrival.accept();
+        if first.is_empty() && !limiter.has_rates() {
+            self.copy_direct(channel, tcp, guard, counters, limiter).await;
+            return;
+        }
+        let flow = Shaped {
+            guard,
+            counters,
+            limiter,
+        };
+        let inner = &self.inner;
+        flow.copy(channel, &first, tcp, inner.supervisor.cut(), inner.timing.linger)
+            .await;
+    }
+
+    async fn copy_direct(
+        &self,
+        channel: Channel,
+        tcp: TcpStream,
+        guard: &Guard,
+        counters: &Counters,
+        limiter: &Limiter,
+    ) {
         let (mut from_target, to_target) = tcp.into_split();
         let target = Arc::new(Target {
             socket: to_target,
             meter: guard.meter(),
             bytes_in: counters.bytes_in.clone(),
+            stalls: counters.stalls_in.clone(),
+            since: Mutex::default(),
         });
         channel.attach(target.clone());
         let server_ended = {
@@ -375,6 +558,11 @@ impl Carrier {
                     false
                 }
                 () = guard.connection().close.cancelled() => false,
+                idle = limiter.silent_for_too_long(|| guard.connection().idle()) => {
+                    debug!(forward = guard.connection().forward, ?idle, "connection closed because nothing moved on it");
+                    counters.idle_closed.inc();
+                    false
+                }
                 () = self.inner.supervisor.cut() => false,
             }
         };
@@ -398,11 +586,22 @@ struct Target {
     socket: OwnedWriteHalf,
     meter: Meter,
     bytes_in: IntCounter,
+    stalls: Histogram,
+    /// Since when it does not read.
+    since: Mutex<Option<Instant>>,
 }
 
 impl Sink for Target {
     fn try_write(&self, data: &[u8]) -> io::Result<usize> {
-        let n = self.socket.try_write(data)?;
+        let written = self.socket.try_write(data);
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.is_err() {
+            since.get_or_insert_with(Instant::now);
+        } else if let Some(since) = since.take() {
+            self.stalls.observe(since.elapsed().as_secs_f64());
+        }
+        drop(since);
+        let n = written?;
         let bytes = u64::try_from(n).unwrap_or_default();
         self.bytes_in.inc_by(bytes);
         self.meter.count(Direction::In, bytes);

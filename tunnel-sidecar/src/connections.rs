@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use tokio::{sync::watch, time::Instant};
@@ -25,10 +25,13 @@ pub struct Connection {
     pub forward: String,
     /// What was dialled.
     pub target: HostPort,
-    /// When it was opened.
+    /// When it was opened, for people.
     pub opened: SystemTime,
     /// Cancelled to close it.
     pub close: CancellationToken,
+    /// The same by a clock that nobody sets; every duration is measured with it.
+    start: Instant,
+    /// Milliseconds after `start`.
     last_byte: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
@@ -52,9 +55,15 @@ impl Connection {
         )
     }
 
-    /// When the last byte passed, either way.
-    pub fn last_byte(&self) -> SystemTime {
-        UNIX_EPOCH + Duration::from_millis(self.last_byte.load(Ordering::Relaxed))
+    /// How long it is open.
+    pub fn age(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Since when no byte passed, either way.
+    pub fn idle(&self) -> Duration {
+        let last = Duration::from_millis(self.last_byte.load(Ordering::Relaxed));
+        self.start.elapsed().saturating_sub(last)
     }
 
     fn count(&self, direction: Direction, bytes: u64) {
@@ -63,14 +72,9 @@ impl Connection {
             Direction::Out => &self.bytes_out,
         };
         counter.fetch_add(bytes, Ordering::Relaxed);
-        self.last_byte
-            .store(milliseconds(SystemTime::now()), Ordering::Relaxed);
+        let passed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_byte.store(passed, Ordering::Relaxed);
     }
-}
-
-fn milliseconds(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// All open connections of the process; clones share them.
@@ -104,15 +108,15 @@ impl Default for Connections {
 impl Connections {
     /// Enters a connection; it is open until the returned guard is dropped.
     pub fn enter(&self, lane: LaneId, forward: &str, target: &HostPort) -> Guard {
-        let now = SystemTime::now();
         let connection = Arc::new(Connection {
             id: self.inner.next.fetch_add(1, Ordering::Relaxed),
             lane,
             forward: forward.to_owned(),
             target: target.clone(),
-            opened: now,
+            opened: SystemTime::now(),
             close: CancellationToken::new(),
-            last_byte: AtomicU64::new(milliseconds(now)),
+            start: Instant::now(),
+            last_byte: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
         });
@@ -244,6 +248,17 @@ impl Drop for Guard {
 mod tests {
     use super::*;
     use futures_util::FutureExt as _;
+
+    #[tokio::test(start_paused = true)]
+    async fn age_and_silence_are_told_by_a_clock_that_nobody_sets() {
+        let all = Connections::default();
+        let open = all.enter(1, "a", &"127.0.0.1:80".parse().unwrap());
+        tokio::time::advance(Duration::from_secs(3)).await;
+        open.count(Direction::In, 1);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let open = open.connection();
+        assert_eq!((open.age().as_secs(), open.idle().as_secs()), (5, 2));
+    }
 
     #[tokio::test]
     async fn a_lane_is_idle_when_its_last_connection_has_ended() {

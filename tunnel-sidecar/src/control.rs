@@ -1,6 +1,6 @@
 //! The service `Tunnel`: sight and control for agent-core and for people.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::SystemTime};
 
 use prost_types::Timestamp;
 use proto::v1::{
@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
-use crate::{connections::Connections, link::LinkHandle, report::Reporter, timing::Timing};
+use crate::{connections::Connections, link::LinkHandle, report::Reporter, status::millis, timing::Timing};
 
 /// A watcher that does not read gets the newest report when it reads again, not all it missed.
 const WATCH_QUEUE: usize = 1;
@@ -72,9 +72,13 @@ impl Tunnel for Control {
                 forward: open.forward.clone(),
                 target: open.target.to_string(),
                 opened: Some(Timestamp::from(open.opened)),
-                last_byte: Some(Timestamp::from(open.last_byte())),
+                // Counted back from now: a clock that was set since then cannot put it into the future.
+                last_byte: Some(Timestamp::from(SystemTime::now() - open.idle())),
                 bytes_in,
                 bytes_out,
+                age_ms: millis(open.age()),
+                idle_ms: millis(open.idle()),
+                session: open.lane,
             }
         };
         let connections = self.connections.list().iter().map(|open| row(open)).collect();

@@ -2,6 +2,7 @@
 
 use crate::{
     datagrams::gob::{Decoder, Encoder},
+    echo::Announcement,
     socks::{rules::Rule, wire},
     spelling::Spelling,
 };
@@ -10,11 +11,20 @@ use crate::{
 pub type Target = fn(&[u8]);
 
 /// All targets, by the name of their corpus folder.
-pub const TARGETS: [(&str, Target); 3] = [
+pub const TARGETS: [(&str, Target); 4] = [
+    ("announcements", announcements),
     ("datagrams", datagrams),
     ("socks", socks),
     ("spellings", spellings),
 ];
+
+/// A line at the echo door.
+pub fn announcements(data: &[u8]) {
+    if let Ok(read) = Announcement::parse(data) {
+        assert!(!read.every.is_zero() && read.nonce.iter().all(u8::is_ascii_hexdigit));
+        assert!(!read.forward.contains(char::is_whitespace));
+    }
+}
 
 /// A stream of datagrams, arriving in pieces whose size the first byte says; what is read can be written and read.
 pub fn datagrams(data: &[u8]) {

@@ -36,9 +36,11 @@ pub mod connections;
 pub mod control;
 pub mod core;
 pub mod datagrams;
+pub mod echo;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod known;
+pub mod limits;
 pub mod link;
 pub mod local;
 pub mod metrics;
@@ -50,7 +52,9 @@ pub mod remotes;
 pub mod report;
 pub mod server;
 pub mod sessions;
+mod shaped;
 pub mod socks;
+mod spans;
 pub mod spec;
 pub mod spelling;
 pub mod status;
@@ -84,5 +88,50 @@ mod tests {
                 assert!(!text.contains(outside), "{name} must not know {outside}");
             }
         }
+    }
+
+    /// A clock that jumps changes what people are shown and nothing else: every wait and every age is taken from the
+    /// monotonic clock. The wall clock is read only where a moment is told to somebody, and never measured with.
+    #[test]
+    fn nothing_waits_for_the_wall_clock() {
+        /// Where moments are told, and how often the clock is read there.
+        const TOLD: [(&str, usize); 6] = [
+            ("connections.rs", 1),
+            ("control.rs", 1),
+            ("link/describe.rs", 1),
+            ("link/manager.rs", 1),
+            ("link/outcomes.rs", 3),
+            ("status.rs", 1),
+        ];
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut folders = vec![root.clone()];
+        let mut read = Vec::new();
+        let mut files = 0;
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                    continue;
+                }
+                files += 1;
+                let text = std::fs::read_to_string(&path).unwrap();
+                let name = path.strip_prefix(&root).unwrap().display().to_string();
+                let code = text.split("mod tests {").next().unwrap();
+                let reads = code.matches("SystemTime::now()").count();
+                if reads > 0 && name != "lib.rs" {
+                    read.push((name.clone(), reads));
+                }
+                for measure in [".duration_since(", "UNIX_EPOCH"] {
+                    assert!(
+                        name == "lib.rs" || !code.contains(measure),
+                        "{name} measures with {measure}"
+                    );
+                }
+            }
+        }
+        read.sort();
+        let told = TOLD.map(|(name, count)| (name.to_owned(), count));
+        assert!(files > 20 && read == told, "{files} files, {read:?}");
     }
 }

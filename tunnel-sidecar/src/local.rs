@@ -239,7 +239,9 @@ impl Connection {
                 self.counters.dial.observe(start.elapsed().as_secs_f64());
                 self.counters.opened(Opened::Accepted);
                 self.counters.open.inc();
-                self.carrier.copy(channel, tcp, &guard, &self.counters).await;
+                self.carrier
+                    .copy_local(channel, tcp, &guard, &self.counters)
+                    .await;
                 self.counters.open.dec();
             }
             Ok(Err(error)) => {

@@ -3,6 +3,8 @@
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 use runtime::metrics::Metrics;
 
+use crate::plan::LaneId;
+
 /// Seconds, from a loopback to a link that is about to be given up.
 const SECONDS: [f64; 12] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 2.0, 10.0,
@@ -12,6 +14,13 @@ const SECONDS: [f64; 12] = [
 #[derive(Clone, Debug)]
 pub struct TunnelMetrics {
     open: IntGaugeVec,
+    idle_closed: IntCounterVec,
+    stalls: HistogramVec,
+    proof_age: IntGaugeVec,
+    proof_trip: HistogramVec,
+    session_trip: HistogramVec,
+    session_rekeys: IntGaugeVec,
+    session_handshake: HistogramVec,
     opens: IntCounterVec,
     bytes: IntCounterVec,
     dial: HistogramVec,
@@ -38,27 +47,32 @@ pub enum Opened {
     TargetFailed,
     /// What it resolved to is on the never-list.
     Forbidden,
-    /// Too many connections are open.
+    /// Too many connections are open, of the process or of this forward.
     Limit,
+    /// The system has no socket left for us.
+    Exhausted,
     /// This process is shutting down.
     Draining,
 }
 
 impl Opened {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Accepted,
         Self::TargetFailed,
         Self::Forbidden,
         Self::Limit,
+        Self::Exhausted,
         Self::Draining,
     ];
 
-    fn label(self) -> &'static str {
+    /// The value of the label `result`.
+    pub fn label(self) -> &'static str {
         match self {
             Self::Accepted => "accepted",
             Self::TargetFailed => "target_failed",
             Self::Forbidden => "forbidden",
             Self::Limit => "limit",
+            Self::Exhausted => "exhausted",
             Self::Draining => "draining",
         }
     }
@@ -75,7 +89,28 @@ pub struct Counters {
     pub bytes_out: IntCounter,
     /// Time to reach the target.
     pub dial: Histogram,
-    opens: [(Opened, IntCounter); 5],
+    /// Connections that were closed because nothing moved on them.
+    pub idle_closed: IntCounter,
+    /// Waits of bytes from the server for the target, which eat the window we grant.
+    pub stalls_in: Histogram,
+    /// Waits of bytes from the target for the server's window or the link, where the forward has a rate.
+    pub stalls_out: Histogram,
+    /// Round trips of bytes that the server side sent through this forward.
+    pub proof_trip: Histogram,
+    /// Whole seconds since the last one; -1 before the first.
+    pub proof_age: IntGauge,
+    opens: [(Opened, IntCounter); 6],
+}
+
+/// The figures of one session; they outlive its losses.
+#[derive(Clone, Debug)]
+pub struct SessionFigures {
+    /// Ping round trips.
+    pub round_trip: Histogram,
+    /// Key exchanges after the first.
+    pub rekeys: IntGauge,
+    /// From the dial to the accepted config.
+    pub handshake: Histogram,
 }
 
 impl Counters {
@@ -120,6 +155,45 @@ impl TunnelMetrics {
                 &["forward"],
                 &SECONDS,
             ),
+            idle_closed: metrics.counter_vec(
+                "pipeops_tunnel_idle_closed_total",
+                "Connections closed because nothing moved on them, by forward.",
+                &["forward"],
+            ),
+            stalls: metrics.histogram_vec(
+                "pipeops_tunnel_stall_seconds",
+                "Waits of bytes: `in` for the target to read; `out`, where a forward has a rate, for the server's window.",
+                &["forward", "direction"],
+                &SECONDS,
+            ),
+            proof_age: metrics.gauge_vec(
+                "pipeops_tunnel_proof_age_seconds",
+                "Seconds since bytes went from the server side through the forward and back; -1 before the first.",
+                &["forward"],
+            ),
+            proof_trip: metrics.histogram_vec(
+                "pipeops_tunnel_proof_round_trip_seconds",
+                "Round trips of bytes from us to the server side and back, by forward.",
+                &["forward"],
+                &SECONDS,
+            ),
+            session_trip: metrics.histogram_vec(
+                "pipeops_tunnel_session_round_trip_seconds",
+                "Round trips of pings, by session.",
+                &["session"],
+                &SECONDS,
+            ),
+            session_rekeys: metrics.gauge_vec(
+                "pipeops_tunnel_session_rekeys",
+                "Key exchanges after the first, by session that is open.",
+                &["session"],
+            ),
+            session_handshake: metrics.histogram_vec(
+                "pipeops_tunnel_session_handshake_seconds",
+                "Time from the dial to the accepted session, by session.",
+                &["session"],
+                &SECONDS,
+            ),
             sessions: metrics.gauge(
                 "pipeops_tunnel_sessions_open",
                 "Sessions with the chisel server that are open.",
@@ -155,24 +229,54 @@ impl TunnelMetrics {
         // A value that was never used is not there to be removed.
         self.open.remove_label_values(&[name]).ok();
         self.dial.remove_label_values(&[name]).ok();
+        self.idle_closed.remove_label_values(&[name]).ok();
+        self.proof_age.remove_label_values(&[name]).ok();
+        self.proof_trip.remove_label_values(&[name]).ok();
         for result in Opened::ALL {
             self.opens.remove_label_values(&[name, result.label()]).ok();
         }
         for direction in ["in", "out"] {
             self.bytes.remove_label_values(&[name, direction]).ok();
+            self.stalls.remove_label_values(&[name, direction]).ok();
         }
     }
 
     /// The counters of one forward.
     pub fn forward(&self, name: &str) -> Counters {
         let opens = Opened::ALL.map(|result| (result, self.opens.with_label_values(&[name, result.label()])));
+        let proof_age = self.proof_age.with_label_values(&[name]);
+        proof_age.set(-1);
         Counters {
             open: self.open.with_label_values(&[name]),
             bytes_in: self.bytes.with_label_values(&[name, "in"]),
             bytes_out: self.bytes.with_label_values(&[name, "out"]),
             dial: self.dial.with_label_values(&[name]),
+            idle_closed: self.idle_closed.with_label_values(&[name]),
+            stalls_in: self.stalls.with_label_values(&[name, "in"]),
+            stalls_out: self.stalls.with_label_values(&[name, "out"]),
+            proof_trip: self.proof_trip.with_label_values(&[name]),
+            proof_age,
             opens,
         }
+    }
+
+    /// The figures of one session.
+    pub fn session(&self, id: LaneId) -> SessionFigures {
+        let label = id.to_string();
+        SessionFigures {
+            round_trip: self.session_trip.with_label_values(&[&label]),
+            rekeys: self.session_rekeys.with_label_values(&[&label]),
+            handshake: self.session_handshake.with_label_values(&[&label]),
+        }
+    }
+
+    /// Forgets a session that will not come back.
+    pub fn forget_session(&self, id: LaneId) {
+        let label = id.to_string();
+        // One that never opened has none.
+        self.session_trip.remove_label_values(&[&label]).ok();
+        self.session_rekeys.remove_label_values(&[&label]).ok();
+        self.session_handshake.remove_label_values(&[&label]).ok();
     }
 }
 
@@ -188,12 +292,16 @@ mod tests {
         counters.opened(Opened::Limit);
         counters.dial.observe(0.1);
         counters.bytes_in.inc_by(7);
+        counters.stalls_out.observe(0.1);
+        tunnel.session(4711).rekeys.set(1);
         assert!(
             metrics
                 .text()
                 .contains("pipeops_tunnel_connections_total{forward=\"gone\",result=\"limit\"} 1")
         );
         tunnel.forget("gone");
-        assert!(!metrics.text().contains("gone"), "{}", metrics.text());
+        tunnel.forget_session(4711);
+        let text = metrics.text();
+        assert!(!text.contains("gone") && !text.contains("4711"), "{text}");
     }
 }

@@ -1,7 +1,8 @@
 //! What has to change so that the sessions carry the desired forwards, with the least disturbance.
 //!
 //! chisel fixes the remotes of a session when it opens, so a session cannot gain or lose a listener. Forwards
-//! therefore ride in *lanes*, each one session, normally a single one for all:
+//! therefore ride in *lanes*, each one session, normally a single one for all, by setting several side by side over
+//! which the forwards are spread in turn (a listener belongs to one session, so one forward cannot use two):
 //!
 //! ```text
 //!   a forward is added    ► its own lane beside the others, nothing is disturbed
@@ -9,7 +10,7 @@
 //!                           disturbs no open connection of another forward
 //!   a target changes      ► nothing: the session does not know targets
 //!   the server refuses a port ► that forward waits in a lane of its own, the rest goes on
-//!   a session is lost     ► lanes that are down come back as one
+//!   a session is lost     ► lanes that are down come back as one, or as many as the setting says
 //! ```
 //!
 //! Pure: no clock, no socket.
@@ -62,7 +63,7 @@ pub enum Step {
 }
 
 /// The steps from the lanes there are to the desired forwards. None when nothing has to change.
-pub fn plan(lanes: &[View], desired: &[Listen]) -> Vec<Step> {
+pub fn plan(lanes: &[View], desired: &[Listen], sessions: usize) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut added: Vec<Listen> = desired
         .iter()
@@ -117,7 +118,19 @@ pub fn plan(lanes: &[View], desired: &[Listen]) -> Vec<Step> {
             .filter(|lane| lane.kind == Kind::Common)
             .min_by_key(|lane| lane.busy.len())
     };
-    match down.or_else(|| if left < MAX_LANES { None } else { quietest() }) {
+    let room = sessions.saturating_sub(staying().filter(|lane| lane.kind == Kind::Common).count());
+    let taking = if room > 0 {
+        None
+    } else {
+        down.or_else(|| {
+            if left < MAX_LANES.max(sessions) {
+                None
+            } else {
+                quietest()
+            }
+        })
+    };
+    match taking {
         Some(lane) => {
             let kept = lane
                 .listens
@@ -126,16 +139,41 @@ pub fn plan(lanes: &[View], desired: &[Listen]) -> Vec<Step> {
                 .cloned();
             steps.push(Step::Reopen(lane.id, kept.chain(added).collect()));
         }
-        None => steps.push(Step::Start(added)),
+        None => steps.extend(spread(added, room.max(1)).into_iter().map(Step::Start)),
     }
     steps
 }
 
+/// Deals forwards out to at most so many lanes, in turn.
+fn spread(listens: Vec<Listen>, lanes: usize) -> Vec<Vec<Listen>> {
+    let mut dealt = vec![Vec::new(); lanes.min(listens.len())];
+    for (turn, listen) in listens.into_iter().enumerate() {
+        let place = turn % dealt.len().max(1);
+        if let Some(lane) = dealt.get_mut(place) {
+            lane.push(listen);
+        }
+    }
+    dealt
+}
+
 /// Lanes whose forwards a lane takes along when it opens after a loss: those that are down anyway. What the server's
-/// rules deny stays apart, because it would slow the others down.
-pub fn absorbed(lanes: &[View], opening: LaneId) -> Vec<LaneId> {
-    let down = |lane: &&View| lane.id != opening && !lane.connected && lane.kind != Kind::Denied;
-    lanes.iter().filter(down).map(|lane| lane.id).collect()
+/// rules deny stays apart, because it would slow the others down. `sessions` lanes stay side by side.
+pub fn absorbed(lanes: &[View], opening: LaneId, sessions: usize) -> Vec<LaneId> {
+    let common = lanes.iter().filter(|lane| lane.kind == Kind::Common).count();
+    let mut surplus = common.saturating_sub(sessions.max(1));
+    let mut taken = Vec::new();
+    for lane in lanes.iter().filter(|lane| lane.id != opening && !lane.connected) {
+        match lane.kind {
+            Kind::Denied => {}
+            Kind::PortTaken => taken.push(lane.id),
+            Kind::Common if surplus > 0 => {
+                surplus -= 1;
+                taken.push(lane.id);
+            }
+            Kind::Common => {}
+        }
+    }
+    taken
 }
 
 #[cfg(test)]
@@ -161,25 +199,25 @@ mod tests {
     #[test]
     fn equal_content_changes_nothing() {
         let all = [listen("a", 1), listen("b", 2)];
-        assert_eq!(plan(&[lane(1, true, &all, &["a"])], &all), []);
-        assert_eq!(plan(&[], &[]), []);
+        assert_eq!(plan(&[lane(1, true, &all, &["a"])], &all, 1), []);
+        assert_eq!(plan(&[], &[], 1), []);
     }
 
     #[test]
     fn an_added_forward_disturbs_nobody() {
         let (a, b) = (listen("a", 1), listen("b", 2));
         assert_eq!(
-            plan(&[], std::slice::from_ref(&a)),
+            plan(&[], std::slice::from_ref(&a), 1),
             [Step::Start(vec![a.clone()])]
         );
         let up = lane(1, true, std::slice::from_ref(&a), &["a"]);
         assert_eq!(
-            plan(&[up], &[a.clone(), b.clone()]),
+            plan(&[up], &[a.clone(), b.clone()], 1),
             [Step::Start(vec![b.clone()])]
         );
         let down = lane(1, false, std::slice::from_ref(&a), &[]);
         assert_eq!(
-            plan(&[down], &[a.clone(), b.clone()]),
+            plan(&[down], &[a.clone(), b.clone()], 1),
             [Step::Reopen(1, vec![a, b])]
         );
     }
@@ -189,15 +227,15 @@ mod tests {
         let (a, b) = (listen("a", 1), listen("b", 2));
         let both = [a.clone(), b.clone()];
         assert_eq!(
-            plan(&[lane(1, true, &both, &["a"])], std::slice::from_ref(&a)),
+            plan(&[lane(1, true, &both, &["a"])], std::slice::from_ref(&a), 1),
             []
         );
         let step = [Step::Reopen(1, vec![a.clone()])];
         assert_eq!(
-            plan(&[lane(1, true, &both, &["b"])], std::slice::from_ref(&a)),
+            plan(&[lane(1, true, &both, &["b"])], std::slice::from_ref(&a), 1),
             step
         );
-        assert_eq!(plan(&[lane(1, true, &both, &[])], &[]), [Step::Stop(1)]);
+        assert_eq!(plan(&[lane(1, true, &both, &[])], &[], 1), [Step::Stop(1)]);
     }
 
     #[test]
@@ -205,7 +243,7 @@ mod tests {
         let (a, b, renamed) = (listen("a", 1), listen("b", 2), listen("c", 2));
         let lanes = [lane(1, true, &[a.clone(), b], &["a"])];
         assert_eq!(
-            plan(&lanes, &[a.clone(), renamed.clone()]),
+            plan(&lanes, &[a.clone(), renamed.clone()], 1),
             [Step::Reopen(1, vec![a, renamed])]
         );
     }
@@ -225,7 +263,7 @@ mod tests {
         let mut desired: Vec<_> = (1..=4).map(|id| listen(&format!("f{id}"), id)).collect();
         desired.push(listen("new", 9));
         assert_eq!(
-            plan(&lanes, &desired),
+            plan(&lanes, &desired, 1),
             [Step::Reopen(2, vec![listen("f2", 2), listen("new", 9)])]
         );
     }
@@ -242,7 +280,32 @@ mod tests {
             lane(3, true, &[listen("c", 3)], &[]),
             denied,
         ];
-        assert_eq!(absorbed(&lanes, 1), [2]);
+        assert_eq!(absorbed(&lanes, 1, 1), [2]);
+    }
+
+    #[test]
+    fn forwards_are_spread_over_as_many_sessions_as_the_setting_says() {
+        let all: Vec<_> = (1..=5).map(|port| listen(&format!("f{port}"), port)).collect();
+        let take = |ports: &[usize]| ports.iter().map(|port| all[port - 1].clone()).collect::<Vec<_>>();
+        let three = [take(&[1, 4]), take(&[2, 5]), take(&[3])];
+        assert_eq!(plan(&[], &all, 3), three.clone().map(Step::Start));
+        assert_eq!(
+            plan(&[], &take(&[1, 2]), 3).len(),
+            2,
+            "never more lanes than forwards"
+        );
+        let lanes: Vec<_> = (1..)
+            .zip(&three)
+            .map(|(id, some)| lane(id, true, some, &[]))
+            .collect();
+        assert_eq!(plan(&lanes, &all, 3), []);
+        // All three are lost: each comes back by itself.
+        let down: Vec<_> = (1..)
+            .zip(&three)
+            .map(|(id, some)| lane(id, false, some, &[]))
+            .collect();
+        assert!(absorbed(&down, 1, 3).is_empty());
+        assert_eq!(absorbed(&down, 1, 2), [2]);
     }
 
     proptest! {
@@ -252,6 +315,7 @@ mod tests {
         fn the_steps_lead_to_the_desired_forwards(
             before in proptest::collection::vec((0_u64..5, any::<bool>()), 0..8),
             wanted in proptest::collection::btree_set(1_u32..9, 0..8),
+            sessions in 1_usize..6,
         ) {
             let mut lanes: Vec<View> = Vec::new();
             for (port, (id, connected)) in (1_u32..).zip(before) {
@@ -262,7 +326,7 @@ mod tests {
             }
             let desired: Vec<_> = wanted.iter().map(|port| listen(&format!("f{port}"), *port)).collect();
             let mut after: Vec<Vec<Listen>> = Vec::new();
-            let steps = plan(&lanes, &desired);
+            let steps = plan(&lanes, &desired, sessions);
             for lane in &lanes {
                 let step = steps.iter().find(|step| matches!(step, Step::Stop(id) | Step::Reopen(id, _) if *id == lane.id));
                 match step {

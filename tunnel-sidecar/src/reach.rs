@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use runtime::dial::first_to_answer;
 use tokio::net::{TcpStream, lookup_host};
 
 use crate::{
@@ -36,6 +37,14 @@ pub enum Unreached {
         /// The target.
         target: HostPort,
         /// What the last address said.
+        source: io::Error,
+    },
+    /// The system has no socket left for us.
+    #[error("cannot connect to {target}: this process has no file descriptor left ({source})")]
+    Exhausted {
+        /// The target.
+        target: HostPort,
+        /// What the system said.
         source: io::Error,
     },
     /// It took too long.
@@ -74,19 +83,13 @@ pub async fn reach_where(
         if let Some(address) = addresses.iter().find(|address| !allowed(address.ip())) {
             return Err(Unreached::NotAllowed(target.clone(), address.ip()));
         }
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(stream) => {
-                    stream.set_nodelay(true).ok();
-                    return Ok(stream);
-                }
-                Err(error) => last = error,
+        first_to_answer(addresses).await.map_err(|source| {
+            let target = target.clone();
+            if is_exhausted(&source) {
+                Unreached::Exhausted { target, source }
+            } else {
+                Unreached::Connect { target, source }
             }
-        }
-        Err(Unreached::Connect {
-            target: target.clone(),
-            source: last,
         })
     };
     tokio::time::timeout(timeout, work).await.unwrap_or_else(|_| {
@@ -152,9 +155,15 @@ async fn resolve(target: &HostPort, never: &Never) -> Result<Vec<SocketAddr>, Un
     Ok(addresses)
 }
 
-/// Whether an address belongs to this machine: only then can a socket be bound to it.
+/// Whether an address belongs to this machine: only then can a socket be bound to it. When that cannot be told
+/// because no socket is left, it is taken for ours, which refuses more and not less.
 pub fn is_ours(ip: IpAddr) -> bool {
-    UdpSocket::bind((ip, 0)).is_ok()
+    UdpSocket::bind((ip, 0)).map_or_else(|error| is_exhausted(&error), |_| true)
+}
+
+/// `EMFILE` (this process) and `ENFILE` (the machine), which the standard library has no kind for.
+fn is_exhausted(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use runtime::{
 
 use crate::{
     address::HostPort,
+    limits::Limits,
     never::Never,
     remotes::{BadForward, Listen, Shape},
     server::Server,
@@ -30,6 +31,12 @@ const LEAST_PING: Duration = Duration::from_millis(10);
 
 /// Forwards beyond this are refused by name: each is a listener, a row of every report and a label of metrics.
 const MAX_FORWARDS: usize = 256;
+
+/// Each session is a TCP connection with keys and buffers of its own.
+pub const MAX_SESSIONS: usize = 16;
+
+/// Name of the reserved remote that leads to our echo door and to no target.
+pub const ECHO: &str = "pipeops-echo";
 
 /// What agent-core wants.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +68,23 @@ pub struct Tunnel {
     pub liveness: Liveness,
     /// Close after so much silence.
     pub inactivity: Option<Duration>,
+    /// Sessions over which the forwards are spread.
+    pub sessions: usize,
+    /// Rises when the control plane asks for the tunnel anew.
+    pub demand: u64,
+    /// What leads to our echo door.
+    pub echo: Option<Listen>,
+}
+
+impl Tunnel {
+    /// Everything the server shall listen on: the forwards that may be held, and the echo door.
+    pub fn listens(&self) -> impl Iterator<Item = &Listen> {
+        let ways = self
+            .forwards
+            .iter()
+            .filter_map(|forward| forward.way.as_ref().ok());
+        ways.map(|way| &way.listen).chain(&self.echo)
+    }
 }
 
 /// What a session depends on: if one of these changes, the session is made anew.
@@ -115,6 +139,8 @@ pub struct Forward {
     pub target: String,
     /// What to ask the server for and what to dial, or why not.
     pub way: Result<Way, String>,
+    /// What it may take.
+    pub limits: Limits,
 }
 
 /// Both ends of a forward that may be held.
@@ -230,6 +256,7 @@ pub fn read(spec: &TunnelSpec, places: &Places, never: &Never, ours: impl Fn(IpA
         }
         forwards.push(forward);
     }
+    let echo = echo(spec.echo_remote_port, &listens);
     Desired::Tunnel(Box::new(Tunnel {
         link,
         forwards,
@@ -242,7 +269,32 @@ pub fn read(spec: &TunnelSpec, places: &Places, never: &Never, ours: impl Fn(IpA
                 .max(LEAST_PING),
         },
         inactivity: milliseconds(spec.inactivity_timeout_ms),
+        sessions: usize::try_from(spec.sessions).map_or(MAX_SESSIONS, |count| count.clamp(1, MAX_SESSIONS)),
+        demand: spec.demand,
+        echo,
     }))
+}
+
+fn limits(wanted: &proto::v1::Forward) -> Limits {
+    let some = |count: u64| (count > 0).then_some(count);
+    Limits {
+        connections: some(wanted.max_connections.into()).and_then(|count| usize::try_from(count).ok()),
+        bytes_in: some(wanted.bytes_per_second_in),
+        bytes_out: some(wanted.bytes_per_second_out),
+        idle: milliseconds(wanted.idle_timeout_ms),
+    }
+}
+
+/// The reserved remote, on the server's loopback: it is for who runs the server and not for its users. One that is in
+/// the way of a forward is left out, because forwards come first.
+fn echo(port: u32, listens: &[Listen]) -> Option<Listen> {
+    if port == 0 {
+        return None;
+    }
+    let listen = Listen::new(ECHO, "127.0.0.1", port).and_then(|echo| echo.fits(listens).map(|()| echo));
+    listen
+        .inspect_err(|bad| tracing::warn!("no echo door: {bad}"))
+        .ok()
 }
 
 /// How the target of a named forward says that its users choose.
@@ -261,6 +313,9 @@ impl Reader<'_> {
     /// A forward by name, port and target; the server listens.
     fn named(&self, wanted: &proto::v1::Forward) -> Forward {
         let way = || {
+            if wanted.name == ECHO {
+                return Err(BadForward::NameTaken(ECHO.to_owned()));
+            }
             let listen = Listen::new(&wanted.name, &wanted.remote_host, wanted.remote_port)?;
             let listen = match wanted.protocol.as_str() {
                 "" | "tcp" if wanted.target.trim() == SOCKS => listen.with(Shape::Socks),
@@ -278,6 +333,7 @@ impl Reader<'_> {
             port: wanted.remote_port,
             target: wanted.target.clone(),
             way,
+            limits: limits(wanted),
         }
     }
 
@@ -288,6 +344,7 @@ impl Reader<'_> {
             port: 0,
             target: text.to_owned(),
             way: Err(why),
+            limits: Limits::default(),
         };
         let spelling: Spelling = match text.parse() {
             Ok(spelling) => spelling,
@@ -309,6 +366,7 @@ impl Reader<'_> {
             port,
             target: text.to_owned(),
             way,
+            limits: Limits::default(),
         }
     }
 
@@ -429,17 +487,15 @@ impl Link {
     }
 }
 
-impl PartialEq for Link {
-    fn eq(&self, other: &Self) -> bool {
+impl Link {
+    /// Whether both lead the same way to the same server as the same user, whatever proves it.
+    pub fn same_ends(&self, other: &Self) -> bool {
         let password = |link: &Self| link.password.expose_secret().as_bytes().to_vec();
         self.server == other.server
             && self.user == other.user
             && same(&password(self), &password(other))
-            && self.fingerprint == other.fingerprint
-            && self.ca_pem == other.ca_pem
             && self.hostname == other.hostname
             && self.tls_server_name == other.tls_server_name
-            && self.any_certificate == other.any_certificate
             && self.proxy == other.proxy
             && self.headers.len() == other.headers.len()
             && self
@@ -453,6 +509,25 @@ impl PartialEq for Link {
                             theirs.expose_secret().as_bytes(),
                         )
                 })
+    }
+
+    /// Whether a session with a server of this key may go on under this link.
+    pub fn accepts(&self, shown: &str) -> bool {
+        match &self.fingerprint {
+            None => true,
+            Some(pinned @ Fingerprint::Sha256(_)) => pinned.to_string() == shown,
+            // What was seen is the other kind of hash, so a new session has to show.
+            Some(Fingerprint::Md5Prefix(_)) => false,
+        }
+    }
+}
+
+impl PartialEq for Link {
+    fn eq(&self, other: &Self) -> bool {
+        self.same_ends(other)
+            && self.fingerprint == other.fingerprint
+            && self.ca_pem == other.ca_pem
+            && self.any_certificate == other.any_certificate
             && self.allow_insecure == other.allow_insecure
     }
 }

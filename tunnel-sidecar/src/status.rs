@@ -6,10 +6,11 @@ use std::{
 };
 
 use prost_types::Timestamp;
-use proto::v1::{ForwardKind, ForwardState, ForwardStatus, SessionState, TunnelStatus};
+use proto::v1::{ForwardKind, ForwardState, ForwardStatus, SessionState, TunnelSession, TunnelStatus};
 use tokio::sync::watch;
 
 use crate::{
+    echo::Proof,
     metrics::{Counters, Opened},
     remotes::{Listen, Shape},
     spelling::Dials,
@@ -36,6 +37,10 @@ pub struct Session {
     pub round_trip: Option<Duration>,
     /// When it was.
     pub last_pong: Option<SystemTime>,
+    /// Closed because nothing moved.
+    pub asleep: bool,
+    /// Each session by itself.
+    pub sessions: Vec<TunnelSession>,
 }
 
 impl Session {
@@ -43,6 +48,7 @@ impl Session {
         Self {
             round_trip: None,
             last_pong: None,
+            sessions: self.sessions.iter().map(without_figures).collect(),
             ..self.clone()
         }
     }
@@ -59,6 +65,8 @@ impl Row {
                 row.listen.clone(),
                 row.state,
                 row.reason.clone(),
+                row.next_retry,
+                row.session,
             )
         };
         said(self) == said(other)
@@ -77,7 +85,20 @@ impl Default for Session {
             next_retry: None,
             round_trip: None,
             last_pong: None,
+            asleep: false,
+            sessions: Vec::new(),
         }
+    }
+}
+
+/// What changes with every ping.
+fn without_figures(session: &TunnelSession) -> TunnelSession {
+    TunnelSession {
+        round_trip_us: 0,
+        rekeys: 0,
+        bytes_in: 0,
+        bytes_out: 0,
+        ..session.clone()
     }
 }
 
@@ -102,6 +123,12 @@ pub struct Row {
     pub since: SystemTime,
     /// Its counters; none for a forward that is not held.
     pub counters: Option<Counters>,
+    /// When the server is asked for it again.
+    pub next_retry: Option<SystemTime>,
+    /// The session that carries it; 0 for none.
+    pub session: u64,
+    /// Bytes that went through it and back last.
+    pub proof: Option<Proof>,
 }
 
 #[derive(Debug, Default)]
@@ -166,12 +193,12 @@ impl Board {
             connected_since: session.connected_since.map(Timestamp::from),
             next_retry: session.next_retry.map(Timestamp::from),
             connects_total: state.connects,
-            round_trip_us: session
-                .round_trip
-                .map_or(0, |trip| u64::try_from(trip.as_micros()).unwrap_or(u64::MAX)),
+            round_trip_us: session.round_trip.map_or(0, micros),
             last_pong: session.last_pong.map(Timestamp::from),
             forwards: state.rows.iter().map(forward).collect(),
             algorithms: session.algorithms.clone(),
+            asleep: session.asleep,
+            sessions: session.sessions.clone(),
         }
     }
 
@@ -209,6 +236,18 @@ fn forward(row: &Row) -> ForwardStatus {
             .as_ref()
             .map(|listen| format!("{}:{}", listen.host, listen.port))
             .unwrap_or_default(),
+        next_retry: row.next_retry.map(Timestamp::from),
+        // Counted back from now, so that the two cannot disagree.
+        last_proof: row
+            .proof
+            .map(|proof| Timestamp::from(SystemTime::now() - proof.at.elapsed())),
+        proof_age_ms: row.proof.map_or(0, |proof| millis(proof.at.elapsed())),
+        proof_round_trip_us: row.proof.map_or(0, |proof| micros(proof.round_trip)),
+        session: row.session,
+        idle_closed_total: row
+            .counters
+            .as_ref()
+            .map_or(0, |counters| counters.idle_closed.get()),
     }
 }
 
@@ -221,4 +260,14 @@ fn kind(listen: &Listen) -> ForwardKind {
         Shape::LocalTcp(Dials::Socks) => ForwardKind::LocalSocks,
         Shape::LocalUdp(_) => ForwardKind::LocalUdp,
     }
+}
+
+/// As the wire has it.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// As the wire has it.
+pub fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

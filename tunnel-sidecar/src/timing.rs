@@ -22,7 +22,7 @@ pub struct Timing {
     /// Between sessions: the herd of all agents comes back within the first ceilings.
     pub retry: Policy,
     /// While the server cannot bind a port: the old listener goes the moment the server notices that its TCP is
-    /// dead, and then the first to ask wins.
+    /// dead, and then the first to ask wins. A try costs both sides a few milliseconds.
     pub port_taken: Policy,
     /// While somebody has to change something (credentials, key, rules): never sooner than this …
     pub slow_least: Duration,
@@ -51,7 +51,7 @@ impl Default for Timing {
             handshake_step: None,
             target: Duration::from_secs(10),
             retry: policy(Duration::from_millis(200), Duration::from_secs(30)),
-            port_taken: policy(Duration::from_millis(100), Duration::from_secs(5)),
+            port_taken: policy(Duration::from_millis(100), Duration::from_secs(2)),
             slow_least: Duration::from_secs(30),
             slow: policy(Duration::from_secs(30), Duration::from_secs(270)),
             core: Pace::default(),

@@ -256,6 +256,7 @@ pub(crate) const KEYS: &[Key] = &[
     Key::new("tunnel.headers_file"),
     Key::new("tunnel.ping_interval"),
     Key::new("tunnel.ping_timeout"),
+    Key::new("tunnel.sessions"),
     // What k8s-proxy is told.
     Key::new("proxy.enabled").shape(Shape::Switch),
     Key::new("proxy.control_plane_mode"),

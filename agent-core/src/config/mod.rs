@@ -21,6 +21,7 @@ use runtime::{
 use url::Url;
 
 pub(crate) mod chisel;
+mod forward;
 pub(crate) mod keys;
 mod limits;
 mod parts;
@@ -32,6 +33,7 @@ mod types;
 
 pub use self::{
     chisel::ChiselConfig,
+    forward::ForwardLimits,
     parts::{
         DialConfig, Digest, DoorToken, ForwardConfig, Mode, Protocol, ProxyConfig, Spoken, TunnelConfig,
     },

@@ -10,7 +10,13 @@ use runtime::{
 use serde_json::{Map, Value};
 use url::Url;
 
-use super::{ChiselConfig, TokenSource, chisel::chisel, limits::limits, read::Reader};
+use super::{
+    ChiselConfig, TokenSource,
+    chisel::chisel,
+    forward::{self, ForwardLimits},
+    limits::limits,
+    read::Reader,
+};
 
 /// Between two polls (seed 003: as often as heartbeats).
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
@@ -52,6 +58,8 @@ pub struct TunnelConfig {
     pub in_cluster: bool,
     /// Remotes in chisel's spelling, and how its server is reached.
     pub chisel: ChiselConfig,
+    /// Sessions side by side over which the forwards are spread.
+    pub sessions: u32,
 }
 
 /// One forward the owner offers.
@@ -65,6 +73,8 @@ pub struct ForwardConfig {
     pub remote_port: u16,
     /// `tcp` or `udp`.
     pub protocol: Protocol,
+    /// What it may take.
+    pub limits: ForwardLimits,
 }
 
 /// What a forward carries.
@@ -218,6 +228,20 @@ pub(super) fn tunnel(reader: &mut Reader<'_>, in_cluster: bool) -> TunnelConfig 
         ping_timeout: reader.duration_or("tunnel.ping_timeout", Duration::ZERO, true),
         in_cluster,
         chisel,
+        sessions: sessions(reader),
+    }
+}
+
+/// Sessions side by side; each is a TCP connection with keys and buffers of its own, so there is a bound.
+fn sessions(reader: &mut Reader<'_>) -> u32 {
+    const PATH: &str = "tunnel.sessions";
+    match reader.parsed(PATH, "a number from 1 to 16") {
+        None => 1,
+        Some(count @ 1..=16) => count,
+        Some(_) => {
+            reader.fault(PATH, "is not a number from 1 to 16");
+            1
+        }
     }
 }
 
@@ -229,6 +253,7 @@ fn default_forwards() -> Vec<ForwardConfig> {
             target: name.to_owned(),
             remote_port: 0,
             protocol: Protocol::Tcp,
+            limits: ForwardLimits::default(),
         })
         .into()
 }
@@ -263,11 +288,16 @@ fn forwards(reader: &mut Reader<'_>, items: Vec<Value>) -> Vec<ForwardConfig> {
                 if forwards.iter().any(|known| known.name == name) {
                     reader.fault(PATH, format_args!("names {name:?} twice"));
                 }
+                let limits = ForwardLimits::take(&mut map).unwrap_or_else(|why| {
+                    reader.fault(PATH, format_args!("entry {index}: {why}"));
+                    ForwardLimits::default()
+                });
                 forwards.push(ForwardConfig {
                     name,
                     target,
                     remote_port,
                     protocol,
+                    limits,
                 });
             }
             (None, _, _) => reader.fault(PATH, format_args!("entry {index} has no name")),
@@ -279,7 +309,11 @@ fn forwards(reader: &mut Reader<'_>, items: Vec<Value>) -> Vec<ForwardConfig> {
             PATH,
             index,
             &map,
-            &["name", "local_addr", "target", "remote_port", "protocol"],
+            &[
+                &["name", "local_addr", "target", "remote_port", "protocol"][..],
+                &forward::KEYS[..],
+            ]
+            .concat(),
         );
     }
     forwards

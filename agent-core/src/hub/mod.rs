@@ -276,6 +276,13 @@ impl Hub {
         }
     }
 
+    /// Whether tunnel-sidecar says that it closed the tunnel because nothing moved.
+    pub(crate) fn tunnel_asleep(&self) -> bool {
+        let known = self.lock();
+        let status = known.tunnel.fresh().and_then(|report| report.status.as_ref());
+        status.is_some_and(|status| status.asleep)
+    }
+
     /// `connected`, `connecting` or `disconnected`, as tunnel-sidecar itself says.
     pub(crate) fn tunnel_word(&self) -> &'static str {
         let known = self.lock();

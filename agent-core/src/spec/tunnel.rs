@@ -41,8 +41,36 @@ pub(crate) fn fixed(config: &TunnelConfig) -> Option<TunnelSpec> {
     })
 }
 
+/// Who wants the tunnel, and since when.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Demand {
+    /// The control plane opens and closes the tunnel as it is needed.
+    on_demand: bool,
+    /// How often it asked for one that had closed because nothing moved.
+    asked: u64,
+}
+
+impl Demand {
+    /// Takes note of an answer. `asleep` says that the tunnel had closed for silence before the question was asked: a
+    /// control plane that still wants it then asks anew. Seed 003's `ready` alone says that there is a tunnel and not
+    /// that somebody needs it, so a control plane that never says another word has one that does not close.
+    pub(crate) fn note(&mut self, status: &Status, asleep: bool) {
+        match status {
+            Status::Idle(_) => self.on_demand = true,
+            Status::Wanted(wanted) => {
+                self.on_demand |= wanted.on_demand;
+                self.asked += u64::from(asleep);
+            }
+        }
+    }
+}
+
 /// The decision that follows from an answer of the control plane, and what the log should know about it.
-pub(crate) fn from_status(config: &TunnelConfig, status: &Status) -> (TunnelSpec, Vec<String>) {
+pub(crate) fn from_status(
+    config: &TunnelConfig,
+    status: &Status,
+    demand: Demand,
+) -> (TunnelSpec, Vec<String>) {
     let wanted = match status {
         Status::Idle(word) => {
             return (
@@ -85,7 +113,13 @@ pub(crate) fn from_status(config: &TunnelConfig, status: &Status) -> (TunnelSpec
             .unwrap_or_default(),
         forwards,
         // Only a tunnel on demand closes by itself.
-        inactivity_timeout_ms: millis(config.inactivity_timeout),
+        inactivity_timeout_ms: if demand.on_demand {
+            millis(config.inactivity_timeout)
+        } else {
+            0
+        },
+        demand: demand.asked,
+        echo_remote_port: wanted.echo.map_or(0, u32::from),
         ..base
     };
     (spec, notes)
@@ -133,6 +167,7 @@ fn plain(config: &TunnelConfig) -> TunnelSpec {
         in_cluster: config.in_cluster,
         raw_kubernetes_api: config.raw_kubernetes_api,
         kubelet_metrics: config.kubelet_metrics,
+        sessions: config.sessions,
         ..TunnelSpec::default()
     }
 }
@@ -200,6 +235,10 @@ fn message(forward: &ForwardConfig, remote_port: u16) -> Forward {
         remote_port: u32::from(remote_port),
         target: forward.target.clone(),
         protocol: forward.protocol.name().to_owned(),
+        max_connections: forward.limits.max_connections,
+        bytes_per_second_in: forward.limits.bandwidth_in,
+        bytes_per_second_out: forward.limits.bandwidth_out,
+        idle_timeout_ms: millis(forward.limits.idle_timeout),
     }
 }
 
@@ -218,6 +257,7 @@ pub(crate) mod tests {
             target: target.to_owned(),
             remote_port: 0,
             protocol: crate::config::Protocol::Tcp,
+            limits: crate::config::ForwardLimits::default(),
         };
         TunnelConfig {
             enabled: true,
@@ -240,6 +280,7 @@ pub(crate) mod tests {
             ping_timeout: Duration::ZERO,
             in_cluster: true,
             chisel: crate::config::ChiselConfig::default(),
+            sessions: 1,
         }
     }
 
@@ -253,7 +294,7 @@ pub(crate) mod tests {
 
     #[test]
     fn forwards_are_matched_by_name_and_by_common_alias() {
-        let (spec, notes) = from_status(&config(), &status("wss://t", OFFERS));
+        let (spec, notes) = from_status(&config(), &status("wss://t", OFFERS), Demand::default());
         let found: Vec<_> = spec
             .forwards
             .iter()
@@ -267,15 +308,69 @@ pub(crate) mod tests {
                 ("kubernetes-api", 8000, "localhost:6443"),
             ]
         );
-        assert!(spec.enabled && spec.in_cluster && spec.inactivity_timeout_ms == 300_000);
+        assert!(spec.enabled && spec.in_cluster && spec.inactivity_timeout_ms == 0);
         assert_eq!(notes.len(), 1);
     }
 
     #[test]
+    fn a_tunnel_on_demand_closes_after_silence_and_opens_when_it_is_asked_for() {
+        let ready = status("wss://t", OFFERS);
+        let older = parse(br#"{"status":"ACTIVE","tunnel_server_addr":"wss://t","forwards":[]}"#);
+        let mut demand = Demand::default();
+        let timeout = |demand| from_status(&config(), &ready, demand).0.inactivity_timeout_ms;
+        demand.note(&ready, false);
+        assert_eq!(timeout(demand), 0, "nobody closes and opens it");
+        let mut other = demand;
+        other.note(&Status::Idle("idle".to_owned()), false);
+        assert_eq!(timeout(other), 300_000);
+        demand.note(&older.unwrap().status, false);
+        assert_eq!(timeout(demand), 300_000);
+        let publisher = Publisher::new("e".to_owned());
+        assert!(publisher.publish(from_status(&config(), &ready, demand).0));
+        demand.note(&ready, false);
+        assert!(!publisher.publish(from_status(&config(), &ready, demand).0));
+        demand.note(&ready, true);
+        assert!(
+            publisher.publish(from_status(&config(), &ready, demand).0),
+            "asked anew"
+        );
+        assert_eq!(publisher.current().unwrap().revision, 2);
+    }
+
+    #[test]
+    fn limits_sessions_and_the_echo_door_reach_the_sidecar() {
+        let mut config = TunnelConfig {
+            sessions: 3,
+            ..config()
+        };
+        config.forwards[2].limits = crate::config::ForwardLimits {
+            max_connections: 7,
+            bandwidth_in: 8,
+            bandwidth_out: 9,
+            idle_timeout: Duration::from_secs(1),
+        };
+        let offers =
+            r#"[{"name":"agent-http","remote_port":8002},{"name":"pipeops-echo","remote_port":9000}]"#;
+        let (spec, notes) = from_status(&config, &status("wss://t", offers), Demand::default());
+        assert_eq!((spec.sessions, spec.echo_remote_port, notes.len()), (3, 9000, 0));
+        let forward = &spec.forwards[0];
+        assert_eq!(spec.forwards.len(), 1);
+        assert_eq!(
+            (
+                forward.max_connections,
+                forward.bytes_per_second_in,
+                forward.bytes_per_second_out,
+                forward.idle_timeout_ms
+            ),
+            (7, 8, 9, 1000)
+        );
+    }
+
+    #[test]
     fn off_is_a_decision_with_a_reason() {
-        let (spec, _) = from_status(&config(), &Status::Idle("IDLE".to_owned()));
+        let (spec, _) = from_status(&config(), &Status::Idle("IDLE".to_owned()), Demand::default());
         assert!(!spec.enabled && spec.reason.contains("IDLE") && spec.forwards.is_empty());
-        let (spec, _) = from_status(&config(), &status("wss://t", "[]"));
+        let (spec, _) = from_status(&config(), &status("wss://t", "[]"), Demand::default());
         assert!(!spec.enabled && spec.reason.contains("tunnel.forwards"));
         let disabled = TunnelConfig {
             enabled: false,
@@ -298,26 +393,34 @@ pub(crate) mod tests {
             "ws://[::1]:9",
         ] {
             assert!(
-                from_status(&config(), &status(server, OFFERS)).0.enabled,
+                from_status(&config(), &status(server, OFFERS), Demand::default())
+                    .0
+                    .enabled,
                 "{server}"
             );
         }
         for server in ["ws://t", "http://10.0.0.1", "ftp://t", "wss://", "::"] {
-            let (spec, _) = from_status(&config(), &status(server, OFFERS));
+            let (spec, _) = from_status(&config(), &status(server, OFFERS), Demand::default());
             assert!(!spec.enabled && spec.credentials.is_empty(), "{server}");
         }
-        let reason = from_status(&config(), &status("ws://t", OFFERS)).0.reason;
+        let reason = from_status(&config(), &status("ws://t", OFFERS), Demand::default())
+            .0
+            .reason;
         assert!(reason.contains("tunnel.allow_insecure"), "{reason}");
         let allowed = TunnelConfig {
             allow_insecure: true,
             ..config()
         };
-        assert!(from_status(&allowed, &status("ws://t", OFFERS)).0.enabled);
+        assert!(
+            from_status(&allowed, &status("ws://t", OFFERS), Demand::default())
+                .0
+                .enabled
+        );
         let pinned = TunnelConfig {
             fingerprint: Some("f".to_owned()),
             ..config()
         };
-        let (spec, _) = from_status(&pinned, &status("ws://t", OFFERS));
+        let (spec, _) = from_status(&pinned, &status("ws://t", OFFERS), Demand::default());
         assert!(spec.enabled && spec.fingerprint == "f");
     }
 
@@ -353,7 +456,7 @@ pub(crate) mod tests {
             ("X-A", "b")
         );
         // They stand also when the control plane gives ports to none of the others.
-        let (spec, _) = from_status(&config, &status("wss://t", "[]"));
+        let (spec, _) = from_status(&config, &status("wss://t", "[]"), Demand::default());
         assert!(spec.enabled && spec.remotes.len() == 1);
         config.chisel.proxy = Some(crate::config::TokenSource::Value("ftp://canary@proxy".into()));
         let spec = fixed(&config).unwrap();
@@ -369,11 +472,11 @@ pub(crate) mod tests {
     fn the_revision_rises_only_with_the_content() {
         let publisher = Publisher::new("e".to_owned());
         assert!(publisher.current().is_none());
-        assert!(publisher.publish(from_status(&config(), &status("wss://t", OFFERS)).0));
+        assert!(publisher.publish(from_status(&config(), &status("wss://t", OFFERS), Demand::default()).0));
         let turned = r#"[{"name":"kubelet","remote_port":8001},{"name":"k8s-api","remote_port":8000},
             {"name":"agent-http","remote_port":8002}]"#;
         assert!(
-            !publisher.publish(from_status(&config(), &status("wss://t", turned)).0),
+            !publisher.publish(from_status(&config(), &status("wss://t", turned), Demand::default()).0),
             "equal content"
         );
         assert!(publisher.publish(off(&config(), "x".to_owned())));

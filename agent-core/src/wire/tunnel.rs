@@ -50,7 +50,15 @@ pub(crate) struct Wanted {
     pub(crate) credentials: Option<SecretString>,
     pub(crate) fingerprint: Option<String>,
     pub(crate) forwards: Vec<Offer>,
+    /// Port of the echo door, for a control plane that proves the data path.
+    pub(crate) echo: Option<u16>,
+    /// The word is one of those that say that somebody needs the tunnel now.
+    pub(crate) on_demand: bool,
 }
+
+/// Name under which the port of the echo door stands among the forwards. A client that does not know it has no forward
+/// of this name.
+const ECHO: &str = "pipeops-echo";
 
 /// A port that the control plane gave to a forward.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +88,8 @@ pub(crate) fn parse(body: &[u8]) -> Result<Answer, String> {
         .and_then(Value::as_u64)
         .filter(|seconds| *seconds > 0);
     let status = match word.to_ascii_uppercase().as_str() {
-        "REQUIRED" | "ACTIVE" | "READY" | "CONNECTED" => Status::Wanted(wanted(value)?),
+        "REQUIRED" | "ACTIVE" => Status::Wanted(wanted(value, true)?),
+        "READY" | "CONNECTED" => Status::Wanted(wanted(value, false)?),
         "IDLE" | "PENDING" | "DISABLED" | "INACTIVE" | "DISCONNECTED" | "NOT_READY" => Status::Idle(word),
         _ => return Err(format!("the status {word:?} is not known")),
     };
@@ -90,7 +99,7 @@ pub(crate) fn parse(body: &[u8]) -> Result<Answer, String> {
     })
 }
 
-fn wanted(value: &Value) -> Result<Wanted, String> {
+fn wanted(value: &Value, on_demand: bool) -> Result<Wanted, String> {
     let server = text(value, &["tunnel_url", "tunnel_server_addr", "tunnel_server"])
         .ok_or("the answer names no tunnel server")?;
     let credentials = match text(value, &["credentials"]) {
@@ -115,7 +124,12 @@ fn wanted(value: &Value) -> Result<Wanted, String> {
         }
     }
     let fingerprint = text(value, &["server_fingerprint", "fingerprint"]);
+    let echo = forwards.iter().find(|offer| offer.name == ECHO);
+    let echo = echo.map(|offer| offer.remote_port);
+    forwards.retain(|offer| offer.name != ECHO);
     Ok(Wanted {
+        echo,
+        on_demand,
         server,
         credentials,
         fingerprint,

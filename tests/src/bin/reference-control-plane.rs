@@ -4,6 +4,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -59,6 +60,9 @@ struct Args {
     /// Dial every cluster's proxy through this forward, for example `k8s-proxy`.
     #[arg(long)]
     dial_forward: Option<String>,
+    /// Send bytes through every forward and back this often; 0s for never.
+    #[arg(long, default_value = "15s", value_parser = humantime::parse_duration)]
+    prove_every: Duration,
     /// Send spans there (OTLP over gRPC).
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
@@ -204,6 +208,7 @@ fn config(args: Args) -> Result<ControlPlaneConfig> {
     config.dir = args.dir;
     config.public_host = args.public_host;
     config.dial_forward = args.dial_forward;
+    config.prove_every = Some(args.prove_every).filter(|every| !every.is_zero());
     Ok(config)
 }
 

@@ -23,7 +23,7 @@ use super::{
     config::{KnownAgent, TunnelApi, TunnelWish, Vocabulary},
     faults::{Effect, Route},
     link::http2::SUBPROTOCOL,
-    links,
+    links, prove,
     secrets::{bearer, same},
     state::State,
 };
@@ -296,9 +296,13 @@ fn status(state: &State, agent_id: &str, seeds: bool) -> Response {
         .forwards
         .iter()
         .map(|forward| json!({"name": forward.name, "remote_port": forward.port}));
+    // Agents that do not know this name have no such forward, and leave it out.
+    let echo = cluster
+        .echo
+        .map(|port| json!({"name": prove::ECHO, "remote_port": port}));
     Json(json!({
         "status": if up { active } else { required },
-        "forwards": forwards.collect::<Vec<_>>(),
+        "forwards": forwards.chain(echo).collect::<Vec<_>>(),
         "credentials": STANDARD.encode(chisel.credentials()),
         "poll_frequency": state.config.poll_frequency,
         address: tunnel.server,

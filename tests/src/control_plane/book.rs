@@ -94,6 +94,8 @@ pub(super) struct Cluster {
     pub(super) limits: Option<Value>,
     /// Name and port at the chisel server.
     pub(super) forwards: Vec<(String, u16)>,
+    /// Port of the agent's echo door, when its forwards are proven.
+    pub(super) echo: Option<u16>,
     registrations: VecDeque<Registration>,
     registration_count: u64,
     heartbeats: VecDeque<Heartbeat>,
@@ -158,6 +160,7 @@ impl Book {
             wish,
             limits: None,
             forwards: Vec::new(),
+            echo: None,
             registrations: VecDeque::new(),
             registration_count: 0,
             heartbeats: VecDeque::new(),
@@ -250,8 +253,14 @@ impl Book {
     pub(super) fn has_port(&self, port: u16) -> bool {
         self.clusters
             .values()
-            .flat_map(|cluster| &cluster.forwards)
-            .any(|(_, taken)| *taken == port)
+            .flat_map(|cluster| {
+                cluster
+                    .forwards
+                    .iter()
+                    .map(|(_, taken)| *taken)
+                    .chain(cluster.echo)
+            })
+            .any(|taken| taken == port)
     }
 }
 

@@ -51,6 +51,8 @@ pub struct ControlPlaneConfig {
     pub proxy_address: Option<SocketAddr>,
     /// Name of the forward through which every cluster's `/ws/k8s` is dialled, again when lost.
     pub dial_forward: Option<String>,
+    /// How often bytes are sent through every forward and back; never when absent.
+    pub prove_every: Option<Duration>,
     /// How long a watch at the front waits for a link before it gives up.
     pub resume_patience: Duration,
     /// What links keep to.
@@ -146,6 +148,7 @@ impl ControlPlaneConfig {
             hand_out_proxy: true,
             proxy_address: None,
             dial_forward: None,
+            prove_every: None,
             resume_patience: Duration::from_secs(300),
             link: LinkLimits::default(),
         }

@@ -26,6 +26,7 @@ mod links;
 mod orders;
 mod people;
 mod ports;
+mod prove;
 mod secrets;
 mod state;
 mod steer;
@@ -55,6 +56,7 @@ pub use self::{
         Direction, End, LinkBody, LinkError, LinkLimits, LinkView, ProxyLink, Response, ResponseStream, Tap,
         Unanswered,
     },
+    prove::ProofView,
     state::{ForwardView, TunnelView},
 };
 use self::{
@@ -72,7 +74,7 @@ pub struct ControlPlane {
     state: Arc<State>,
     door: Arc<Door>,
     front: Option<Door>,
-    /// Dials through forwards, when that is asked for.
+    /// Dials and proves through forwards, when that is asked for.
     _dialling: JoinSet<()>,
     _dir: Option<TempDir>,
 }
@@ -145,6 +147,9 @@ impl ControlPlane {
         let mut dialling = JoinSet::new();
         if let Some(name) = state.config.dial_forward.clone() {
             dialling.spawn(keep_dialling(Arc::clone(&state), name));
+        }
+        if let Some(every) = state.config.prove_every {
+            dialling.spawn(prove::keep_proving(Arc::clone(&state), every));
         }
         Ok(Self {
             state,

@@ -18,6 +18,7 @@ use super::{
     faults::Faults,
     links::Links,
     ports::{free_port, listening},
+    prove::{ProofView, Proven},
     secrets::{random_token, same},
     tls::Authority,
 };
@@ -38,6 +39,8 @@ pub(super) struct State {
     pub(super) front_address: Option<SocketAddr>,
     /// Weak, because the door's router holds this state.
     pub(super) door: OnceLock<Weak<Door>>,
+    /// What came back through forwards.
+    pub(super) proven: Proven,
     token: RwLock<String>,
     book: Mutex<Book>,
 }
@@ -64,6 +67,9 @@ pub struct ForwardView {
     pub port: u16,
     /// Whether chisel listens there, which it does while the sidecar is connected.
     pub listening: bool,
+    /// Bytes that went through it and back last, when it is proven.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proof: Option<ProofView>,
 }
 
 /// What only exists once everything is bound.
@@ -93,6 +99,7 @@ impl State {
             chisel,
             faults: Faults::new(),
             links: Links::default(),
+            proven: Proven::default(),
             front_token,
             admin_token,
             api_address,
@@ -168,7 +175,14 @@ impl State {
             taken.insert(port);
             forwards.push((name.clone(), port));
         }
-        book.cluster_mut(cluster).context("no such cluster")?.forwards = forwards;
+        let echo = match self.config.prove_every {
+            Some(_) => Some(free_port(|port| taken.contains(&port) || book.has_port(port))?),
+            None => None,
+        };
+        let cluster = book.cluster_mut(cluster).context("no such cluster")?;
+        cluster.forwards = forwards;
+        // One that is known already stays, so that a change of forwards moves no other port.
+        cluster.echo = cluster.echo.filter(|_| !fresh).or(echo);
         Ok(())
     }
 
@@ -178,6 +192,7 @@ impl State {
             name: name.clone(),
             port: *port,
             listening: self.chisel.is_some() && listening(*port),
+            proof: self.proven.of(&cluster.id, name),
         });
         TunnelView {
             server: self

@@ -14,6 +14,9 @@ use crate::{
     pod::{Kubernetes, Part, Pod, PodConfig},
 };
 
+/// Bytes go through every forward this often, so that the agent's page shows it.
+const PROVE_EVERY: Duration = Duration::from_secs(5);
+
 /// The workload of the simulated cluster moves this often.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -50,7 +53,11 @@ impl Stage {
             }
         };
         let token = runtime::secret::hex(&rand::random::<[u8; 16]>());
-        let control_plane = ControlPlane::start(ControlPlaneConfig::new(&token)).await?;
+        let control_plane = ControlPlane::start(ControlPlaneConfig {
+            prove_every: Some(PROVE_EVERY),
+            ..ControlPlaneConfig::new(&token)
+        })
+        .await?;
         println!(
             "control plane: {} (its front for kubectl is https)",
             control_plane.api_url()

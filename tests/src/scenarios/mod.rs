@@ -8,6 +8,7 @@ pub mod kill;
 pub mod leave;
 pub mod managing;
 pub mod observer;
+pub mod proof;
 pub mod start;
 pub mod survive;
 pub mod watches;

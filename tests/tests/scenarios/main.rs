@@ -9,7 +9,7 @@ use anyhow::Result;
 use harness::{
     lab::Cluster,
     pod::Part,
-    scenarios::{identity, informers, kill, leave, managing, start, survive, watches},
+    scenarios::{identity, informers, kill, leave, managing, proof, start, survive, watches},
 };
 
 /// One test for each scenario: a fresh simulated cluster, a runtime with two threads.
@@ -29,6 +29,8 @@ scenarios! {
     kill_agent_core: |cluster| kill::one(cluster, Part::Core);
     kill_tunnel_sidecar: |cluster| kill::one(cluster, Part::Tunnel);
     kill_k8s_proxy: |cluster| kill::one(cluster, Part::Proxy);
+    bytes_through_every_forward: proof::bytes_through_every_forward;
+    silence_closes_and_the_next_answer_opens: proof::silence_closes_and_the_next_answer_opens;
     two_hundred_watches: watches::two_hundred;
     bad_frames: watches::bad_frames;
     bytes_are_the_apiservers: informers::bytes_are_the_apiservers;

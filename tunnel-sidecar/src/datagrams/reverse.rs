@@ -219,6 +219,7 @@ impl Flow {
             Err(unreached) => {
                 counters.opened(match unreached {
                     Unreached::Forbidden(_) | Unreached::NotAllowed(..) => Opened::Forbidden,
+                    Unreached::Exhausted { .. } => Opened::Exhausted,
                     Unreached::Resolve { .. } | Unreached::Connect { .. } | Unreached::Timeout { .. } => {
                         Opened::TargetFailed
                     }

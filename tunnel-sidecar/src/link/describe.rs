@@ -1,8 +1,9 @@
 //! What the world is told about the link: status, conditions, gauges. Reads the manager, decides nothing.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use proto::v1::{ForwardState, SessionState};
+use prost_types::Timestamp;
+use proto::v1::{ForwardState, SessionState, TunnelSession};
 use runtime::conditions::Status;
 
 use super::{
@@ -10,8 +11,10 @@ use super::{
     state::{Fate, Lane, LaneState},
 };
 use crate::{
-    spec::{Desired, Forward},
-    status::{Row, Session},
+    echo::{MISSED, Proof},
+    plan::LaneId,
+    spec::{Desired, Forward, Way},
+    status::{Row, Session, micros},
 };
 
 /// Whether the link does its work.
@@ -45,6 +48,12 @@ impl Manager {
                     .set(FINGERPRINT_CHANGED, Status::NotApplicable, text);
             }
         }
+        for (name, counters) in &self.counters {
+            if let Some(proof) = parts.carrier.proofs().of(name) {
+                let age = proof.at.elapsed().as_secs();
+                counters.proof_age.set(i64::try_from(age).unwrap_or(i64::MAX));
+            }
+        }
         let up = self
             .lanes
             .values()
@@ -72,10 +81,16 @@ impl Manager {
             Some(Desired::Refused { server, .. }) => server.clone(),
             Some(Desired::Idle { .. }) | None => String::new(),
         };
+        session.asleep = self.asleep.is_some();
         if let Some(why) = self.idle_reason() {
             session.reason = why;
             return session;
         }
+        session.sessions = self
+            .lanes
+            .iter()
+            .map(|(id, lane)| one_session(*id, lane))
+            .collect();
         for lane in self.lanes.values() {
             match &lane.state {
                 LaneState::Up {
@@ -143,9 +158,13 @@ impl Manager {
                     }
                 };
                 let way = forward.way.as_ref().ok();
+                let (session, next_retry) = way.map_or((0, None), |way| self.carried_by(way));
                 Row {
                     dials: way.map(|way| way.dials()).unwrap_or_default(),
                     listen: way.map(|way| way.listen.clone()),
+                    session,
+                    next_retry,
+                    proof: self.parts.carrier.proofs().of(&forward.name),
                     counters: way.and_then(|way| self.counters.get(&way.listen.name).cloned()),
                     name: forward.name,
                     port: forward.port,
@@ -163,8 +182,7 @@ impl Manager {
             Ok(way) => way,
             Err(reason) => return (ForwardState::Refused, reason.clone()),
         };
-        let holds = |lane: &&Lane| !matches!(lane.fate, Fate::Stop) && lane.listens.contains(&way.listen);
-        let Some(lane) = self.lanes.values().find(holds) else {
+        let Some((_, lane)) = self.lane_of(way) else {
             let why = self
                 .asleep
                 .clone()
@@ -181,6 +199,69 @@ impl Manager {
             Some(text) => (ForwardState::Failed, text.clone()),
             None if lane.failure.is_empty() => (ForwardState::Pending, "connecting".to_owned()),
             None => (ForwardState::Pending, lane.failure.clone()),
+        }
+    }
+
+    /// What is known of the data path, and whether it is good enough to be called up. The listener, the session and
+    /// the channel of a forward are proven by bytes the server side sent through them; a plain chisel server echoes
+    /// pings and nothing else, and then that is what is claimed.
+    fn proof(&self, session: &Session, rows: &[Row]) -> (String, bool) {
+        let proofs = self.parts.carrier.proofs();
+        let listening = || rows.iter().filter(|row| row.state == ForwardState::Listening);
+        let broken: Vec<_> = listening()
+            .filter(|row| proofs.missed(&row.name) >= MISSED)
+            .map(|row| row.name.as_str())
+            .collect();
+        if !broken.is_empty() {
+            let names = broken.join(", ");
+            return (
+                format!("bytes that the server side sends do not arrive: {names}"),
+                false,
+            );
+        }
+        let ping = match session.round_trip {
+            Some(trip) => format!("proven by ping, last round trip {}", shown(trip)),
+            None => "no ping answered yet".to_owned(),
+        };
+        let fresh: Vec<_> = listening()
+            .filter_map(|row| row.proof.filter(Proof::fresh))
+            .collect();
+        let slowest = fresh.iter().map(|proof| proof.round_trip).max();
+        let oldest = fresh.iter().map(|proof| proof.at.elapsed()).max();
+        let (Some(slowest), Some(oldest)) = (slowest, oldest) else {
+            return (ping, true);
+        };
+        let (count, all) = (fresh.len(), listening().count());
+        let bytes = format!(
+            "proven by bytes there and back through {count} of {all}, oldest {} s ago, slowest round trip {}",
+            oldest.as_secs(),
+            shown(slowest)
+        );
+        let text = if count == all {
+            bytes
+        } else {
+            format!("{bytes}; the rest {ping}")
+        };
+        (text, true)
+    }
+
+    fn lane_of(&self, way: &Way) -> Option<(LaneId, &Lane)> {
+        let holds = |lane: &Lane| !matches!(lane.fate, Fate::Stop) && lane.listens.contains(&way.listen);
+        let found = self.lanes.iter().find(|(_, lane)| holds(lane));
+        found.map(|(id, lane)| (*id, lane))
+    }
+
+    /// The session that has a forward, and when the server is asked for it again.
+    fn carried_by(&self, way: &Way) -> (LaneId, Option<SystemTime>) {
+        match self.lane_of(way) {
+            Some((id, lane)) => {
+                let next = match lane.state {
+                    LaneState::Waiting(until) => Some(until),
+                    LaneState::Opening | LaneState::Up { .. } => None,
+                };
+                (id, next)
+            }
+            None => (0, None),
         }
     }
 
@@ -238,14 +319,7 @@ impl Manager {
             );
         }
         let listening = held - waiting.len();
-        // A plain chisel server echoes pings and nothing else, so that is what is claimed.
-        let proof = match session.round_trip {
-            Some(trip) => format!(
-                "proven by ping, last round trip {:.1} ms",
-                trip.as_secs_f64() * 1000.0
-            ),
-            None => "no ping answered yet".to_owned(),
-        };
+        let (proof, proven) = self.proof(session, rows);
         let mut text = format!(
             "{listening} of {held} forwards listen at {}; {proof}",
             session.server
@@ -255,11 +329,37 @@ impl Manager {
                 text.push_str(&format!("; {what}: {}", not_held(rows)));
             }
         }
-        let status = if waiting.is_empty() {
+        let status = if waiting.is_empty() && proven {
             Status::True
         } else {
             Status::False
         };
         (status, text)
     }
+}
+
+fn one_session(id: LaneId, lane: &Lane) -> TunnelSession {
+    let (state, since, next_retry) = match &lane.state {
+        LaneState::Waiting(until) => (SessionState::Backoff, None, Some(*until)),
+        LaneState::Opening => (SessionState::Connecting, None, None),
+        LaneState::Up { since, .. } => (SessionState::Connected, Some(*since), None),
+    };
+    let pong = lane.pong.filter(|_| lane.is_up());
+    TunnelSession {
+        id,
+        state: state.into(),
+        forwards: lane.listens.iter().map(|listen| listen.name.clone()).collect(),
+        since: since.map(Timestamp::from),
+        next_retry: next_retry.map(Timestamp::from),
+        reason: lane.failure.clone(),
+        round_trip_us: pong.map_or(0, |pong| micros(pong.round_trip)),
+        handshake_us: lane.handshake.map_or(0, micros),
+        rekeys: pong.map_or(0, |pong| pong.rekeys),
+        bytes_in: pong.map_or(0, |pong| pong.bytes_in),
+        bytes_out: pong.map_or(0, |pong| pong.bytes_out),
+    }
+}
+
+fn shown(duration: Duration) -> String {
+    format!("{:.1} ms", duration.as_secs_f64() * 1000.0)
 }

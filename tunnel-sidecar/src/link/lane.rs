@@ -24,6 +24,8 @@ use crate::{
 
 /// An answer that is late while bytes arrive is waited for so many deadlines in all.
 const MOST_DEADLINES: u32 = 6;
+/// Bytes count as arriving when some came within this part of a deadline.
+const SLICES: u32 = 4;
 
 /// What a lane tells the manager while it lives.
 #[derive(Debug)]
@@ -33,7 +35,16 @@ pub(super) enum Event {
     /// The session is open.
     Up(LaneId, Box<Up>),
     /// A ping was answered.
-    Pong(Duration),
+    Pong(LaneId, Pong),
+}
+
+/// An answered ping, and what the session has done by then.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pong {
+    pub(super) round_trip: Duration,
+    pub(super) rekeys: u64,
+    pub(super) bytes_in: u64,
+    pub(super) bytes_out: u64,
 }
 
 /// An open session as the status shows it.
@@ -44,6 +55,7 @@ pub(super) struct Up {
     pub(super) fingerprint: Fingerprint,
     pub(super) algorithms: Algorithms,
     pub(super) key_changed: Option<String>,
+    pub(super) handshake: Duration,
 }
 
 /// How a lane ended.
@@ -91,24 +103,29 @@ impl Run {
             () = supervisor.draining() => return (id, End::Stopped),
         };
         let end = match opened {
-            Ok(opened) => self.serve(opened).await,
+            Ok((opened, took)) => self.serve(opened, took).await,
             Err(failure) => End::Failed(failure),
         };
         (id, end)
     }
 
-    async fn open(&self, listens: Vec<Listen>) -> Result<Opened, Failure> {
+    async fn open(&self, listens: Vec<Listen>) -> Result<(Opened, Duration), Failure> {
         sleep(self.wait).await;
         self.tell(Event::Opening(self.id)).await;
         let start = Instant::now();
         let span = info_span!("connect", server = %self.endpoint.link.server, lane = self.id);
         let opened = self.endpoint.open(listens).instrument(span).await?;
-        self.metrics.handshake.observe(start.elapsed().as_secs_f64());
+        let took = start.elapsed();
+        self.metrics.handshake.observe(took.as_secs_f64());
+        self.metrics
+            .session(self.id)
+            .handshake
+            .observe(took.as_secs_f64());
         self.metrics.connects.inc();
-        Ok(opened)
+        Ok((opened, took))
     }
 
-    async fn serve(&self, opened: Opened) -> End {
+    async fn serve(&self, opened: Opened, handshake: Duration) -> End {
         let Opened {
             session,
             mut events,
@@ -134,6 +151,7 @@ impl Run {
             fingerprint,
             algorithms,
             key_changed,
+            handshake,
         };
         self.tell(Event::Up(self.id, Box::new(up))).await;
         let dead = self.watch_pings(&session);
@@ -160,9 +178,11 @@ impl Run {
 
     /// Pings for ever; returns how long the server was silent when it was silent for too long.
     ///
-    /// An answer may queue behind bulk data on a slow link. While bytes arrive the link is alive, so an answer that
-    /// is late then is waited for, up to a bound.
+    /// An answer may queue behind bulk data on a slow link. While bytes still arrive when the deadline is over, the
+    /// link is alive, so an answer that is late then is waited for, up to a bound. Bytes that were under way when the
+    /// link died have arrived long before.
     async fn watch_pings(&self, session: &Session) -> Duration {
+        let figures = self.metrics.session(self.id);
         loop {
             let Liveness {
                 interval,
@@ -173,11 +193,12 @@ impl Run {
             tokio::pin!(ping);
             let mut arrived = session.stats().bytes_in;
             let answer = loop {
-                if let Ok(answer) = timeout(deadline, &mut ping).await {
+                if let Ok(answer) = timeout(deadline / SLICES, &mut ping).await {
                     break answer;
                 }
                 let so_far = session.stats().bytes_in;
-                if so_far == arrived || start.elapsed() >= deadline * MOST_DEADLINES {
+                let quiet = so_far == arrived;
+                if (quiet && start.elapsed() >= deadline) || start.elapsed() >= deadline * MOST_DEADLINES {
                     return start.elapsed();
                 }
                 arrived = so_far;
@@ -188,7 +209,18 @@ impl Run {
             }
             let round_trip = start.elapsed();
             self.metrics.round_trip.observe(round_trip.as_secs_f64());
-            self.tell(Event::Pong(round_trip)).await;
+            figures.round_trip.observe(round_trip.as_secs_f64());
+            let stats = session.stats();
+            figures
+                .rekeys
+                .set(i64::try_from(stats.rekeys).unwrap_or(i64::MAX));
+            let pong = Pong {
+                round_trip,
+                rekeys: stats.rekeys,
+                bytes_in: stats.bytes_in,
+                bytes_out: stats.bytes_out,
+            };
+            self.tell(Event::Pong(self.id, pong)).await;
             sleep(interval).await;
         }
     }

@@ -24,10 +24,11 @@ use super::{
 };
 use crate::{
     carrier::{Leads, Route},
+    limits::Limiter,
     metrics::Counters,
     plan::{Kind, LaneId, Step, View, plan},
     remotes::Listen,
-    spec::{Desired, Goal, Liveness, Tunnel},
+    spec::{Desired, Goal, Link, Liveness, Tunnel},
 };
 
 /// Lane events wait here while the manager is between two awaits; it reads them before anything else.
@@ -50,6 +51,7 @@ pub struct Manager {
     /// Old sessions must end before new ones ask for the same ports.
     pub(super) clearing: bool,
     pub(super) counters: HashMap<String, Counters>,
+    limiters: HashMap<String, Limiter>,
     pub(super) since: HashMap<String, (ForwardState, SystemTime)>,
     pub(super) last_cause: String,
     pub(super) key_changed: Option<String>,
@@ -76,6 +78,7 @@ impl Manager {
             next_lane: 1,
             clearing: false,
             counters: HashMap::new(),
+            limiters: HashMap::new(),
             since: HashMap::new(),
             last_cause: String::new(),
             key_changed: None,
@@ -92,6 +95,7 @@ impl Manager {
         let supervisor = self.parts.supervisor.clone();
         let mut ended = self.parts.carrier.connections().ended();
         let mut local = self.parts.carrier.locals().changes();
+        let mut proven = self.parts.carrier.proofs().changes();
         self.publish();
         loop {
             let draining = supervisor.is_draining();
@@ -108,6 +112,8 @@ impl Manager {
                 _ = ended.changed(), if self.has_removed_forwards() => self.replan(),
                 // A listener of ours came up or failed; that is told, and nothing else follows from it.
                 _ = local.changed() => {}
+                // Published below.
+                _ = proven.changed() => {}
                 () = sleep_until(silence.unwrap_or_else(Instant::now)), if silence.is_some() => self.on_silence(),
                 () = supervisor.draining(), if !draining => info!("no new sessions or connections from here on"),
             }
@@ -140,12 +146,12 @@ impl Manager {
         log_readings(self.desired.as_ref(), &desired);
         match &desired {
             Desired::Tunnel(tunnel) => {
-                if self
-                    .endpoint
-                    .as_ref()
-                    .is_none_or(|endpoint| endpoint.link != tunnel.link)
-                {
-                    self.relink(tunnel);
+                let present = self.endpoint.as_ref().map(|endpoint| endpoint.link.clone());
+                if present.as_ref() != Some(&tunnel.link) {
+                    self.relink(tunnel, present.as_ref());
+                } else if self.sessions() != tunnel.sessions {
+                    info!(sessions = tunnel.sessions, "the forwards are spread anew");
+                    self.clear();
                 }
                 self.liveness.send_replace(tunnel.liveness);
             }
@@ -163,10 +169,25 @@ impl Manager {
         self.replan();
     }
 
-    /// Another server, other credentials or another trust: all sessions are made anew.
-    fn relink(&mut self, tunnel: &Tunnel) {
-        self.clear();
+    /// Another server or other credentials: all sessions are made anew. Another way of trusting the same server:
+    /// sessions that pass go on, and what is about to open does it in the new way.
+    fn relink(&mut self, tunnel: &Tunnel, before: Option<&Link>) {
         self.key_changed = None;
+        let passes = |lane: &Lane| match &lane.state {
+            LaneState::Up { fingerprint, .. } => tunnel.link.accepts(fingerprint),
+            LaneState::Waiting(_) | LaneState::Opening => true,
+        };
+        let same = before.is_some_and(|before| before.same_ends(&tunnel.link));
+        if same && self.sessions() == tunnel.sessions && self.lanes.values().all(passes) {
+            for lane in self.lanes.values_mut().filter(|lane| !lane.is_up()) {
+                if matches!(lane.fate, Fate::Keep) {
+                    lane.fate = Fate::Reopen(lane.listens.clone());
+                }
+                lane.stop.cancel();
+            }
+        } else {
+            self.clear();
+        }
         let Parts {
             known,
             outbound,
@@ -213,6 +234,8 @@ impl Manager {
                 .entry(forward.name.clone())
                 .or_insert_with(|| metrics.forward(&forward.name))
                 .clone();
+            let limiter = self.limiters.entry(forward.name.clone()).or_default().clone();
+            limiter.set(forward.limits);
             let leads = match way.goal {
                 Goal::Target(target) => Leads::Target(target.dials),
                 Goal::Socks(rules) => Leads::Socks(rules),
@@ -225,6 +248,7 @@ impl Manager {
                 forward: forward.name,
                 leads,
                 counters,
+                limiter,
             };
             routes.insert(way.listen.channel_target(), route);
         }
@@ -237,7 +261,17 @@ impl Manager {
             }
             wanted
         });
-        self.parts.carrier.set_routes(routes, locals);
+        let carrier = &self.parts.carrier;
+        let wanted = |name: &str| routes.values().any(|route| route.forward == name);
+        self.limiters.retain(|name, _| wanted(name));
+        carrier.proofs().retain(wanted);
+        let echo = self.tunnel().and_then(|tunnel| tunnel.echo.as_ref());
+        carrier.set_routes(routes, locals, echo.map(Listen::channel_target));
+    }
+
+    /// Sessions that the spec in force wants side by side.
+    pub(super) fn sessions(&self) -> usize {
+        self.tunnel().map_or(1, |tunnel| tunnel.sessions)
     }
 
     pub(super) fn tunnel(&self) -> Option<&Tunnel> {
@@ -251,12 +285,8 @@ impl Manager {
         if self.asleep.is_some() || self.endpoint.is_none() {
             return Vec::new();
         }
-        let forwards = self.tunnel().map_or(&[][..], |tunnel| &tunnel.forwards);
-        forwards
-            .iter()
-            .filter_map(|forward| forward.way.as_ref().ok())
-            .map(|way| way.listen.clone())
-            .collect()
+        self.tunnel()
+            .map_or_else(Vec::new, |tunnel| tunnel.listens().cloned().collect())
     }
 
     pub(super) fn views(&self) -> Vec<View> {
@@ -281,12 +311,7 @@ impl Manager {
 
     fn has_removed_forwards(&self) -> bool {
         let Some(tunnel) = self.tunnel() else { return false };
-        let wanted = |listen: &Listen| {
-            tunnel
-                .forwards
-                .iter()
-                .any(|forward| forward.way.as_ref().is_ok_and(|way| way.listen == *listen))
-        };
+        let wanted = |listen: &Listen| tunnel.listens().any(|wanted| wanted == listen);
         self.lanes.values().any(|lane| !lane.listens.iter().all(wanted))
     }
 
@@ -294,7 +319,7 @@ impl Manager {
         if self.parts.supervisor.is_draining() || self.clearing {
             return;
         }
-        for step in plan(&self.views(), &self.wanted()) {
+        for step in plan(&self.views(), &self.wanted(), self.sessions()) {
             match step {
                 Step::Start(listens) => {
                     self.add(Kind::Common, listens, Duration::ZERO);

@@ -26,8 +26,12 @@ impl Manager {
                 }
             }
             Event::Up(id, up) => self.on_up(id, *up),
-            Event::Pong(round_trip) => {
-                self.round_trip = Some((round_trip, SystemTime::now()));
+            Event::Pong(id, pong) => {
+                let now = SystemTime::now();
+                self.round_trip = Some((pong.round_trip, now));
+                if let Some(lane) = self.lanes.get_mut(&id) {
+                    lane.pong = Some(pong);
+                }
             }
         }
     }
@@ -47,6 +51,8 @@ impl Manager {
         lane.kind = Kind::Common;
         lane.failure.clear();
         lane.refusals.clear();
+        lane.pong = None;
+        lane.handshake = Some(up.handshake);
         lane.state = LaneState::Up {
             since: SystemTime::now(),
             fingerprint: up.fingerprint.to_string(),
@@ -109,12 +115,8 @@ impl Manager {
             return;
         };
         match (std::mem::replace(&mut lane.fate, Fate::Keep), end) {
-            (Fate::Stop, _) | (Fate::Keep, End::Stopped) => {
-                self.lanes.remove(&id);
-            }
-            (Fate::Reopen(_) | Fate::Keep, _) if draining => {
-                self.lanes.remove(&id);
-            }
+            (Fate::Stop, _) | (Fate::Keep, End::Stopped) => self.forget(id),
+            (Fate::Reopen(_) | Fate::Keep, _) if draining => self.forget(id),
             (Fate::Reopen(listens), _) => {
                 lane.listens = listens;
                 self.start(id, Duration::ZERO);
@@ -126,6 +128,12 @@ impl Manager {
             self.clearing = false;
         }
         self.replan();
+    }
+
+    /// A lane that will not come back.
+    fn forget(&mut self, id: LaneId) {
+        self.lanes.remove(&id);
+        self.parts.metrics.forget_session(id);
     }
 
     fn on_failure(&mut self, id: LaneId, failure: Failure) {
@@ -169,7 +177,7 @@ impl Manager {
         if let Some(lane) = self.lanes.get_mut(&id) {
             lane.state = LaneState::Waiting(SystemTime::now() + wait);
             if lane.kind == Kind::Common {
-                for other in absorbed(&self.views(), id) {
+                for other in absorbed(&self.views(), id, self.sessions()) {
                     self.absorb(id, other);
                 }
             }

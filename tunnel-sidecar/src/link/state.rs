@@ -1,10 +1,14 @@
 //! A lane as the manager keeps it.
 
-use std::{collections::HashMap, time::SystemTime};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime},
+};
 
 use runtime::backoff::Backoff;
 use tokio_util::sync::CancellationToken;
 
+use super::lane::Pong;
 use crate::{plan::Kind, remotes::Listen, timing::Timing};
 
 /// One lane as the manager keeps it.
@@ -17,6 +21,10 @@ pub(super) struct Lane {
     pub(super) failure: String,
     /// What the server said about single forwards in the last try.
     pub(super) refusals: HashMap<String, String>,
+    /// The last answer of its session to a ping.
+    pub(super) pong: Option<Pong>,
+    /// How long its session took to open.
+    pub(super) handshake: Option<Duration>,
     pub(super) fate: Fate,
     pub(super) stop: CancellationToken,
     pub(super) retry: Backoff,
@@ -52,6 +60,8 @@ impl Lane {
             state: LaneState::Opening,
             failure: String::new(),
             refusals: HashMap::new(),
+            pong: None,
+            handshake: None,
             fate: Fate::Keep,
             stop: CancellationToken::new(),
             retry: Backoff::new(timing.retry),

@@ -160,6 +160,8 @@ fn reply(why: &NotServed) -> Reply {
             Reply::Refused
         }
         NotServed::Unreached(Unreached::Connect { .. }) => Reply::HostUnreachable,
-        NotServed::Incomplete | NotServed::Client(_) => Reply::Failed,
+        NotServed::Unreached(Unreached::Exhausted { .. }) | NotServed::Incomplete | NotServed::Client(_) => {
+            Reply::Failed
+        }
     }
 }

@@ -19,7 +19,7 @@ fn forward(name: &str, port: u32, target: &str) -> proto::v1::Forward {
         remote_host: String::new(),
         remote_port: port,
         target: target.to_owned(),
-        protocol: String::new(),
+        ..proto::v1::Forward::default()
     }
 }
 

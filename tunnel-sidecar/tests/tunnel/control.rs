@@ -43,6 +43,11 @@ async fn connections_are_listed_and_closed() {
         .collect();
     assert_eq!(seen, [("a", 5, 5), ("a", 3, 3)]);
     assert_eq!(list[0].target, target.address());
+    assert!(list[0].age_ms >= list[0].idle_ms && list[0].age_ms >= list[1].age_ms);
+    assert!(
+        list.iter()
+            .all(|open| open.session == list[0].session && open.session > 0)
+    );
     client
         .close_connection(CloseConnectionRequest { id: list[0].id })
         .await
@@ -111,6 +116,22 @@ async fn only_those_with_a_token_are_heard() {
     assert_eq!(call(&edge).await, Ok(()));
     assert_eq!(call(&operator).await, Ok(()));
     assert_eq!(call("guess").await, Err(Code::Unauthenticated));
+}
+
+#[tokio::test]
+async fn a_drain_is_asked_for_over_grpc() {
+    let world = World::start(&[]).await;
+    let operator = TokenFile::new(world.dir.path().join("private/operator-token"));
+    let channel = channel(&format!("http://{}", world.grpc), operator, BUILD).unwrap();
+    let request = proto::v1::DrainRequest {
+        reason: "a person says so".to_owned(),
+    };
+    proto::v1::process_client::ProcessClient::new(channel)
+        .drain(request)
+        .await
+        .unwrap();
+    let ended = tokio::time::timeout(PATIENCE, world.supervisor.finish());
+    assert_eq!(ended.await.expect("the end"), Outcome::Clean);
 }
 
 #[tokio::test]

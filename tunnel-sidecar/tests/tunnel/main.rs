@@ -20,6 +20,11 @@ mod changes;
 mod control;
 mod faults;
 mod features;
+
+mod isolation;
 mod process;
+mod proof;
 mod refusals;
+mod settings;
+mod table;
 mod world;

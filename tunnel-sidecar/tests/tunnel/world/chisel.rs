@@ -1,7 +1,7 @@
 //! The real chisel server, or a failure: a test that did not run is not green.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -17,7 +17,10 @@ use super::{eventually, free_port};
 /// One server; killed when dropped.
 pub(crate) struct Chisel {
     dir: TempDir,
+    host: IpAddr,
     port: u16,
+    /// What stands before the command: where it runs.
+    prefix: Vec<String>,
     child: Child,
     extra: Vec<String>,
 }
@@ -56,6 +59,11 @@ impl Chisel {
 
     /// The same with further arguments.
     pub(crate) async fn start_with(extra: &[String]) -> Option<Self> {
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), Vec::new(), extra).await
+    }
+
+    /// The same at another address, by a command that `prefix` puts there.
+    pub(crate) async fn start_at(host: IpAddr, prefix: Vec<String>, extra: &[String]) -> Option<Self> {
         let binary = binary()?;
         let dir = tempfile::tempdir().unwrap();
         let made = Command::new(&binary)
@@ -66,17 +74,19 @@ impl Chisel {
         assert!(made.unwrap().success());
         write_users(dir.path(), Self::CREDENTIALS, ".*");
         let port = free_port().await;
-        let child = launch(dir.path(), port, extra).await;
+        let child = launch(dir.path(), (host, port).into(), &prefix, extra).await;
         Some(Self {
             dir,
+            host,
             port,
+            prefix,
             child,
             extra: extra.to_vec(),
         })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        ([127, 0, 0, 1], self.port).into()
+        (self.host, self.port).into()
     }
 
     pub(crate) fn url(&self) -> String {
@@ -132,7 +142,13 @@ impl Chisel {
     /// Starts again on the same port with the same key.
     pub(crate) async fn restart(&mut self) {
         self.kill().await;
-        self.child = launch(self.dir.path(), self.port, &self.extra).await;
+        self.child = launch(self.dir.path(), self.address(), &self.prefix, &self.extra).await;
+    }
+
+    /// Goes to another address with its key and users.
+    pub(crate) async fn move_to(&mut self, host: IpAddr) {
+        self.host = host;
+        self.restart().await;
     }
 
     /// The same with a new key.
@@ -146,7 +162,7 @@ impl Chisel {
             .status()
             .await;
         assert!(made.unwrap().success());
-        self.child = launch(self.dir.path(), self.port, &self.extra).await;
+        self.child = launch(self.dir.path(), self.address(), &self.prefix, &self.extra).await;
     }
 
     /// Another password or other rules, read by the server while it runs.
@@ -173,21 +189,28 @@ fn write_users(dir: &Path, credentials: &str, rule: &str) {
     std::fs::write(dir.join("users.json"), users.to_string()).unwrap();
 }
 
-async fn launch(dir: &Path, port: u16, extra: &[String]) -> Child {
+async fn launch(dir: &Path, address: SocketAddr, prefix: &[String], extra: &[String]) -> Child {
     let log = std::fs::File::options()
         .create(true)
         .append(true)
         .open(dir.join("log"))
         .unwrap();
-    let child = Command::new(binary().unwrap())
+    let binary = binary().unwrap().display().to_string();
+    let mut words = prefix.iter().chain([&binary]);
+    let child = Command::new(words.next().unwrap())
+        .args(words)
         .args([
             "server",
             "-v",
             "--reverse",
             "--host",
-            "127.0.0.1",
+            // The server joins host and port itself.
+            &match address.ip() {
+                IpAddr::V4(ip) => ip.to_string(),
+                IpAddr::V6(ip) => format!("[{ip}]"),
+            },
             "--port",
-            &port.to_string(),
+            &address.port().to_string(),
             "--keyfile",
         ])
         .arg(dir.join("key"))
@@ -201,7 +224,7 @@ async fn launch(dir: &Path, port: u16, extra: &[String]) -> Child {
         .spawn()
         .unwrap();
     eventually("the chisel server to listen", || async {
-        TcpStream::connect(("127.0.0.1", port)).await.ok().map(|_| ())
+        TcpStream::connect(address).await.ok().map(|_| ())
     })
     .await;
     child

@@ -3,6 +3,8 @@
 mod chisel;
 mod core;
 mod datagrams;
+mod flow;
+mod netns;
 mod proxy;
 mod relay;
 mod targets;
@@ -21,6 +23,7 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    process::{Child, Command},
     time::{Instant, sleep},
 };
 use tunnel_sidecar::{App, BUILD, Config, config::Flags, timing::Timing};
@@ -29,6 +32,8 @@ pub(crate) use self::{
     chisel::{Chisel, binary as chisel_binary},
     core::Core,
     datagrams::UdpTarget,
+    flow::{Flow, Seen},
+    netns::Netns,
     proxy::{Front, ProxyDouble},
     relay::{Fault, Relay},
     targets::Target,
@@ -76,6 +81,8 @@ pub(crate) struct World {
     pub(crate) grpc: SocketAddr,
     pub(crate) dir: TempDir,
     pub(crate) client: TunnelClient<LocalChannel>,
+    /// The sidecar, when it runs as a process of its own.
+    pub(crate) child: Option<Child>,
 }
 
 /// Durations short enough for tests, in the proportions of the real ones.
@@ -128,7 +135,65 @@ impl World {
             grpc,
             dir,
             client,
+            child: None,
         }
+    }
+
+    /// Starts the sidecar as a process of its own, by a command that `prefix` puts somewhere.
+    pub(crate) async fn spawn(prefix: &[String], env: Env<'_>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let core = Core::start(EDGE_TOKEN).await;
+        std::fs::create_dir_all(dir.path().join("edge")).unwrap();
+        std::fs::write(dir.path().join("edge/token"), EDGE_TOKEN).unwrap();
+        let program = env!("CARGO_BIN_EXE_tunnel-sidecar").to_owned();
+        let mut words = prefix.iter().chain([&program]);
+        let addresses = dir.path().join("addresses.json");
+        let log = std::fs::File::create(dir.path().join("log")).unwrap();
+        let child = Command::new(words.next().unwrap())
+            .args(words)
+            .env("PIPEOPS_PRIVATE_DIR", dir.path().join("private"))
+            .env("PIPEOPS_EDGE_DIR", dir.path().join("edge"))
+            .env("PIPEOPS_HTTP_LISTEN", "127.0.0.1:0")
+            .env("PIPEOPS_GRPC_LISTEN", "127.0.0.1:0")
+            .env("PIPEOPS_CORE_ADDRESS", format!("http://{}", core.address()))
+            .env("PIPEOPS_ADDRESSES_FILE", &addresses)
+            .env("PIPEOPS_DRAIN_TIMEOUT", "20s")
+            .envs(env.iter().cloned())
+            .stdin(std::process::Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let bound: serde_json::Value = eventually("the sidecar to bind", || async {
+            serde_json::from_slice(&std::fs::read(&addresses).ok()?).ok()
+        })
+        .await;
+        let address = |name: &str| bound[name].as_str().unwrap().parse::<SocketAddr>().unwrap();
+        let (http, grpc) = (address("http"), address("grpc"));
+        let operator = TokenFile::new(dir.path().join("private/operator-token"));
+        let client = TunnelClient::new(channel(&format!("http://{grpc}"), operator, BUILD).unwrap());
+        Self {
+            core,
+            supervisor: Supervisor::new(Duration::from_secs(1)),
+            http,
+            grpc,
+            dir,
+            client,
+            child: Some(child),
+        }
+    }
+
+    /// What the process has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Resident memory of the process, bytes.
+    pub(crate) fn resident(&self) -> u64 {
+        let pid = self.child.as_ref().unwrap().id().unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
     /// What the sidecar says of itself.
@@ -232,7 +297,7 @@ pub(crate) fn forward(name: &str, port: u16, target: &str) -> proto::v1::Forward
         remote_host: "127.0.0.1".to_owned(),
         remote_port: port.into(),
         target: target.to_owned(),
-        protocol: String::new(),
+        ..proto::v1::Forward::default()
     }
 }
 

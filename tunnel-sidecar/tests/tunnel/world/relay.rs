@@ -25,6 +25,10 @@ pub(crate) enum Fault {
     BlackHole,
     /// Only what the server sends vanishes.
     Deaf,
+    /// Only what the sidecar sends vanishes.
+    Mute,
+    /// Half of what the server sends next passes, then both connections are reset.
+    Reset,
     /// What the server sends passes at about 1.2 MiB a second.
     Slow,
 }
@@ -40,6 +44,11 @@ pub(crate) struct Relay {
 
 impl Relay {
     pub(crate) async fn start(target: SocketAddr) -> Self {
+        Self::start_delayed(target, Duration::ZERO).await
+    }
+
+    /// The same, each way longer by `delay`.
+    pub(crate) async fn start_delayed(target: SocketAddr, delay: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (fault, cut) = (watch::Sender::new(Fault::None), watch::Sender::new(0));
@@ -52,7 +61,7 @@ impl Relay {
                 let (faults, mut cuts) = (faults.clone(), cuts.clone());
                 cuts.mark_unchanged();
                 pairs.spawn(async move {
-                    tokio::select! { () = pair(client, target, faults) => {}, _ = cuts.changed() => {} }
+                    tokio::select! { () = pair(client, target, faults, delay) => {}, _ = cuts.changed() => {} }
                 });
             }
         });
@@ -91,20 +100,33 @@ impl Drop for Relay {
     }
 }
 
-async fn pair(client: TcpStream, target: SocketAddr, faults: watch::Receiver<Fault>) {
+async fn pair(client: TcpStream, target: SocketAddr, faults: watch::Receiver<Fault>, delay: Duration) {
     let Ok(server) = TcpStream::connect(target).await else {
         return;
     };
     let ((client_read, client_write), (server_read, server_write)) =
         (client.into_split(), server.into_split());
-    let up = one_way(client_read, server_write, faults.clone(), &[Fault::BlackHole]);
-    let down = one_way(
-        server_read,
-        client_write,
-        faults,
-        &[Fault::BlackHole, Fault::Deaf],
+    if delay.is_zero() {
+        let up = one_way(
+            client_read,
+            server_write,
+            faults.clone(),
+            &[Fault::BlackHole, Fault::Mute],
+        );
+        let down = one_way(
+            server_read,
+            client_write,
+            faults,
+            &[Fault::BlackHole, Fault::Deaf],
+        );
+        // Either end of the relay closing ends both, as with a proxy in front of a server.
+        tokio::select! { () = up => {}, () = down => {} }
+        return;
+    }
+    let (up, down) = (
+        late(client_read, server_write, delay),
+        late(server_read, client_write, delay),
     );
-    // Either end of the relay closing ends both, as with a proxy in front of a server.
     tokio::select! { () = up => {}, () = down => {} }
 }
 
@@ -117,6 +139,15 @@ async fn one_way(
     let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = from.read(&mut buffer).await.unwrap_or(0);
+        if stalls.contains(&Fault::Deaf) && *faults.borrow() == Fault::Reset {
+            to.write_all(&buffer[..read / 2]).await.ok();
+            // The half must not be thrown away with the connection.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            for end in [to.as_ref(), from.as_ref()] {
+                end.set_zero_linger().ok();
+            }
+            return;
+        }
         if faults.wait_for(|fault| !stalls.contains(fault)).await.is_err() || read == 0 {
             return;
         }
@@ -128,4 +159,34 @@ async fn one_way(
             return;
         }
     }
+}
+
+/// Passes everything on, each piece `delay` later than it came.
+async fn late(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    delay: Duration,
+) {
+    // Enough for a gigabit at this delay.
+    let (sender, mut receiver) = tokio::sync::mpsc::channel::<(tokio::time::Instant, Vec<u8>)>(1024);
+    let reading = async move {
+        loop {
+            let mut piece = vec![0; 64 * 1024];
+            let read = from.read(&mut piece).await.unwrap_or(0);
+            piece.truncate(read);
+            let due = tokio::time::Instant::now() + delay;
+            if sender.send((due, piece)).await.is_err() || read == 0 {
+                return;
+            }
+        }
+    };
+    let writing = async move {
+        while let Some((due, piece)) = receiver.recv().await {
+            tokio::time::sleep_until(due).await;
+            if piece.is_empty() || to.write_all(&piece).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::join!(reading, writing);
 }
