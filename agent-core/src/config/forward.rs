@@ -78,7 +78,7 @@ fn bytes(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn read(entry: Value) -> Result<ForwardLimits, String> {
+    fn read(entry: &Value) -> Result<ForwardLimits, String> {
         let mut map = entry.as_object().unwrap().clone();
         let limits = ForwardLimits::take(&mut map);
         assert!(limits.is_err() || map.is_empty());
@@ -87,7 +87,7 @@ mod tests {
 
     #[test]
     fn limits_are_read_with_their_units() {
-        let limits = read(serde_json::json!({
+        let limits = read(&serde_json::json!({
             "max_connections": 100, "bandwidth_in": "512KiB", "bandwidth_out": 1000, "idle_timeout": "10m",
         }));
         let expected = ForwardLimits {
@@ -97,7 +97,7 @@ mod tests {
             idle_timeout: Duration::from_secs(600),
         };
         assert_eq!(limits, Ok(expected));
-        assert_eq!(read(serde_json::json!({})), Ok(ForwardLimits::default()));
+        assert_eq!(read(&serde_json::json!({})), Ok(ForwardLimits::default()));
     }
 
     #[test]
@@ -113,7 +113,7 @@ mod tests {
             (serde_json::json!({"idle_timeout": "soon"}), "idle_timeout"),
             (serde_json::json!({"idle_timeout": null}), "idle_timeout"),
         ] {
-            let why = read(entry).unwrap_err();
+            let why = read(&entry).unwrap_err();
             assert!(why.starts_with(key), "{why}");
         }
     }
