@@ -4,7 +4,7 @@ TARGET_DIR := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET_DIR)/$(shell rustc --print host-tuple 2>/dev/null)/release
 DEMO_SECONDS ?=
 
-.PHONY: help demo demo-real test bench bench-proxy build peers debian images cluster-up cluster-down cluster-status fmt clippy docs deny unit scenarios chart dashboard fuzz clean
+.PHONY: help demo demo-real test bench bench-proxy bench-tunnel build peers debian images cluster-up cluster-down cluster-status fmt clippy docs deny unit scenarios chart dashboard fuzz clean
 
 help:            ## what there is
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 18
@@ -25,6 +25,10 @@ bench: build peers  ## figures beside those of the peers
 
 bench-proxy: build  ## k8s-proxy door by door beside kubectl proxy (ARGS="--quick", "--real", part names)
 	$(RELEASE)/bench-proxy $(ARGS)
+
+bench-tunnel: build  ## the tunnel beside the Go client and rathole (ARGS="bulk --rounds 3", "--quick")
+	tests/peers/build chisel rathole
+	$(RELEASE)/bench-tunnel $(ARGS)
 
 build: debian-build  ## all programs and tests, one profile
 	cargo build --release --workspace --all-targets --locked

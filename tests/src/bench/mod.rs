@@ -9,6 +9,7 @@ mod requests;
 mod sample;
 mod sizes;
 mod start;
+pub mod tunnel;
 mod watches;
 
 use anyhow::{Result, ensure};
