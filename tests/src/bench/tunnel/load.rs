@@ -62,7 +62,7 @@ async fn serve(mut stream: TcpStream) -> Result<()> {
         }
     }
     // The user closes first: chisel ends both ways when one ends.
-    stream.read(&mut [0]).await?;
+    while stream.read(&mut [0; 16]).await? > 0 {}
     Ok(())
 }
 
