@@ -15,7 +15,7 @@
 
 use std::{
     collections::HashMap,
-    future::poll_fn,
+    future::{pending, poll_fn},
     io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -544,6 +544,9 @@ impl Carrier {
                             counters.bytes_out.inc_by(bytes);
                             guard.count(Direction::Out, bytes);
                         }
+                        // The server has closed. What it sent before is still on its way to the target, and `inward`
+                        // says when it is there.
+                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => pending().await,
                         Err(error) => return Err(error),
                     }
                 }

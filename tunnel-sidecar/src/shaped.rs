@@ -1,7 +1,7 @@
 //! A connection whose bytes have to wait: for the rate of its forward, or because some were read to find out whose it
 //! is. Everything else goes directly, see [`crate::carrier`].
 
-use std::{io, time::Duration};
+use std::{future::pending, io, time::Duration};
 
 use chisel_ssh::Channel;
 use prometheus::Histogram;
@@ -51,9 +51,16 @@ impl Shaped<'_> {
                 self.pump(&mut from_server, &mut to_target, Direction::In).await
             };
             let outward = async {
-                self.pump(&mut from_target, &mut to_server, Direction::Out)
-                    .await?;
-                to_server.shutdown().await
+                match self
+                    .pump(&mut from_target, &mut to_server, Direction::Out)
+                    .await
+                {
+                    // The server has closed. What it sent before is still on its way to the target, and `inward` says
+                    // when it is there.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => pending().await,
+                    Err(error) => Err(error),
+                    Ok(()) => to_server.shutdown().await,
+                }
             };
             tokio::pin!(inward, outward);
             tokio::select! {
