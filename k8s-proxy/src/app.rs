@@ -414,6 +414,7 @@ async fn recheck(engine: Engine, shared: Shared, supervisor: Supervisor) {
 /// sit out its deadline for nothing. Resolves when no call is left.
 async fn end_calls(engine: Engine, supervisor: Supervisor) {
     supervisor.draining().await;
+    engine.audit().hurry();
     while engine.streams().counts().finite > 0 && !supervisor.is_cut() {
         tokio::time::sleep(DRAIN_POLL).await;
     }

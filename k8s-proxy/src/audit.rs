@@ -7,19 +7,28 @@ use std::{
     io::{self, Write as _},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     },
     thread,
+    time::Duration,
 };
 
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::streams::lock;
 
 /// Lines that may wait for the writer.
 const QUEUE: usize = 4096;
+/// A line that comes so soon after the last ones were written is one of many.
+const BUSY: Duration = Duration::from_millis(1);
+/// Of many, those of this time are written together: to wake the writer and to write for each costs a fifth of the
+/// processor time of small calls (measured). At 100,000 calls a second an eighth of the queue is used.
+const GATHER: Duration = Duration::from_millis(5);
+/// Some hundred lines, written with one call.
+const BUFFER: usize = 32 * 1024;
 /// The writer needs no stack to speak of.
 const STACK: usize = 64 * 1024;
 
@@ -93,6 +102,8 @@ pub struct Audit {
     boot: Arc<str>,
     next: Arc<AtomicU64>,
     lost: Arc<AtomicU64>,
+    /// Each line is written at once: the process is about to end.
+    hurry: Arc<AtomicBool>,
 }
 
 impl Audit {
@@ -102,6 +113,7 @@ impl Audit {
             boot: boot.into(),
             next: Arc::default(),
             lost: Arc::default(),
+            hurry: Arc::default(),
         }
     }
 
@@ -111,11 +123,18 @@ impl Audit {
     /// When the writing thread cannot be started.
     pub fn stdout(boot: &str) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(QUEUE);
+        let audit = Self::with(Sink::Thread(sender), boot);
+        let hurry = Arc::clone(&audit.hurry);
         thread::Builder::new()
             .name("audit".to_owned())
             .stack_size(STACK)
-            .spawn(move || write(&receiver))?;
-        Ok(Self::with(Sink::Thread(sender), boot))
+            .spawn(move || write(&receiver, &hurry))?;
+        Ok(audit)
+    }
+
+    /// From here on no line waits for others: what happens while a process drains is told before it ends.
+    pub fn hurry(&self) {
+        self.hurry.store(true, Relaxed);
     }
 
     /// Nowhere.
@@ -164,10 +183,14 @@ impl Audit {
     }
 }
 
-/// Writes what is there in one go, and flushes before it waits.
-fn write(lines: &Receiver<String>) {
-    let mut out = io::BufWriter::new(io::stdout());
+/// Writes what is there in one go, and flushes before it waits. While it gathers, no sender has to wake it.
+fn write(lines: &Receiver<String>, hurry: &AtomicBool) {
+    let mut out = io::BufWriter::with_capacity(BUFFER, io::stdout());
+    let mut written = Instant::now();
     while let Ok(line) = lines.recv() {
+        if written.elapsed() < BUSY && !hurry.load(Relaxed) {
+            thread::sleep(GATHER);
+        }
         let mut next = Ok(line);
         while let Ok(line) = next {
             writeln!(out, "{line}").ok();
@@ -177,6 +200,7 @@ fn write(lines: &Receiver<String>) {
             }
         }
         out.flush().ok();
+        written = Instant::now();
     }
 }
 

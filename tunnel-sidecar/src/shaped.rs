@@ -51,10 +51,7 @@ impl Shaped<'_> {
                 self.pump(&mut from_server, &mut to_target, Direction::In).await
             };
             let outward = async {
-                match self
-                    .pump(&mut from_target, &mut to_server, Direction::Out)
-                    .await
-                {
+                match self.pump(&mut from_target, &mut to_server, Direction::Out).await {
                     // The server has closed. What it sent before is still on its way to the target, and `inward` says
                     // when it is there.
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => pending().await,

@@ -144,6 +144,11 @@ impl Engine {
         &self.inner.streams
     }
 
+    /// The audit.
+    pub fn audit(&self) -> &Audit {
+        &self.inner.audit
+    }
+
     /// The figures.
     pub fn metrics(&self) -> &ProxyMetrics {
         &self.inner.metrics

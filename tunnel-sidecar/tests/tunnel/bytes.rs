@@ -189,7 +189,11 @@ async fn a_half_close_loses_the_answer_and_nothing_that_was_sent() {
     let whole = counted.wait_for(|count| *count == Some(LARGE));
     if tokio::time::timeout(PATIENCE, whole).await.is_err() {
         let report = world.report().await;
-        panic!("not every byte, and then the end, at the target: {:?}, {:?}", *counted.borrow(), row(&report, "a"));
+        panic!(
+            "not every byte, and then the end, at the target: {:?}, {:?}",
+            *counted.borrow(),
+            row(&report, "a")
+        );
     }
     let mut answer = Vec::new();
     let end = tokio::time::timeout(PATIENCE, tcp.read_to_end(&mut answer)).await;
