@@ -111,18 +111,17 @@ fn word(word: &str) -> String {
         "AGE".to_owned()
     } else if word.parse::<std::net::IpAddr>().is_ok() {
         "ADDRESS".to_owned()
-    } else if word.trim_matches('"').len() == 64
-        && word
-            .trim_matches('"')
-            .bytes()
-            .all(|byte| byte.is_ascii_hexdigit())
-    {
+    } else if is_container_id(word.trim_matches(['"', ':'])) {
         "CONTAINER".to_owned()
     } else if word.starts_with("dbg-") {
         "dbg".to_owned()
     } else {
         word.to_owned()
     }
+}
+
+fn is_container_id(word: &str) -> bool {
+    word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn prepare(dir: &Path, namespace: &str) -> Result<()> {

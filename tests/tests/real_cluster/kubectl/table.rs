@@ -168,8 +168,8 @@ pub(super) const LINES: &[Line] = &[
         ": >$D/forward; $K port-forward pod/web-server :8080 >$D/forward & for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do \
          grep -q Forwarding $D/forward && break; sleep 0.2; done; \
          port=$(sed -n 's/.*127.0.0.1:\\([0-9]*\\) .*/\\1/p' $D/forward | head -1); \
-         for _ in $(seq 1 30); do curl -s --max-time 20 -o /dev/null -w '%{http_code} %{size_download}\\n' http://127.0.0.1:$port/bin/file & pids=\"$pids $!\"; done; \
-         for pid in $pids; do wait $pid && echo answered; done; kill %1 2>/dev/null; wait %1 2>/dev/null; true",
+         { for _ in $(seq 1 30); do curl -s --max-time 20 -o /dev/null -w '%{http_code} %{size_download}\\n' http://127.0.0.1:$port/bin/file & pids=\"$pids $!\"; done; \
+         for pid in $pids; do wait $pid && echo answered; done; } | sort; kill %1 2>/dev/null; wait %1 2>/dev/null; true",
     ),
     upgrade(
         "debug",
