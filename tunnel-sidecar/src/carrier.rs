@@ -15,7 +15,7 @@
 
 use std::{
     collections::HashMap,
-    future::{pending, poll_fn},
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -485,8 +485,12 @@ impl Carrier {
         guard: &Guard,
         counters: &Counters,
     ) {
-        self.copy_direct(channel, tcp, guard, counters, &Limiter::default())
-            .await;
+        let flow = Shaped {
+            guard,
+            counters,
+            limiter: &Limiter::default(),
+        };
+        self.copy_direct(channel, tcp, &flow).await;
     }
 
     /// Copies both ways until either side ends: directly, unless bytes have to wait for a rate or were read already.
@@ -499,28 +503,22 @@ impl Carrier {
         limiter: &Limiter,
     ) {
         let (channel, first) = arrival.accept();
-        if first.is_empty() && !limiter.has_rates() {
-            self.copy_direct(channel, tcp, guard, counters, limiter).await;
-            return;
-        }
         let flow = Shaped {
             guard,
             counters,
             limiter,
         };
+        if first.is_empty() && !limiter.has_rates() {
+            self.copy_direct(channel, tcp, &flow).await;
+            return;
+        }
         let inner = &self.inner;
         flow.copy(channel, &first, tcp, inner.supervisor.cut(), inner.timing.linger)
             .await;
     }
 
-    async fn copy_direct(
-        &self,
-        channel: Channel,
-        tcp: TcpStream,
-        guard: &Guard,
-        counters: &Counters,
-        limiter: &Limiter,
-    ) {
+    async fn copy_direct(&self, channel: Channel, tcp: TcpStream, flow: &Shaped<'_>) {
+        let (inner, guard, counters) = (&self.inner, flow.guard, flow.counters);
         let (mut from_target, to_target) = tcp.into_split();
         let target = Arc::new(Target {
             socket: to_target,
@@ -544,30 +542,12 @@ impl Carrier {
                             counters.bytes_out.inc_by(bytes);
                             guard.count(Direction::Out, bytes);
                         }
-                        // The server has closed. What it sent before is still on its way to the target, and `inward`
-                        // says when it is there.
-                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => pending().await,
                         Err(error) => return Err(error),
                     }
                 }
             };
-            tokio::pin!(inward, outward);
-            tokio::select! {
-                ended = &mut inward => ended.is_ok(),
-                ended = &mut outward => {
-                    if ended.is_ok() {
-                        tokio::time::timeout(self.inner.timing.linger, inward).await.ok();
-                    }
-                    false
-                }
-                () = guard.connection().close.cancelled() => false,
-                idle = limiter.silent_for_too_long(|| guard.connection().idle()) => {
-                    debug!(forward = guard.connection().forward, ?idle, "connection closed because nothing moved on it");
-                    counters.idle_closed.inc();
-                    false
-                }
-                () = self.inner.supervisor.cut() => false,
-            }
+            flow.until_ended(inward, outward, inner.supervisor.cut(), inner.timing.linger)
+                .await
         };
         // The last owner of the writing half ends it towards the target.
         channel.detach();
@@ -577,7 +557,7 @@ impl Carrier {
             // bytes in it is reset, and a reset takes from the target what it has not read yet.
             let mut sink = tokio::io::sink();
             let rest = tokio::io::copy(&mut from_target, &mut sink);
-            tokio::time::timeout(self.inner.timing.linger, rest).await.ok();
+            tokio::time::timeout(inner.timing.linger, rest).await.ok();
         }
         // Dropping both ends closes the channel once and the socket.
     }

@@ -51,32 +51,11 @@ impl Shaped<'_> {
                 self.pump(&mut from_server, &mut to_target, Direction::In).await
             };
             let outward = async {
-                match self.pump(&mut from_target, &mut to_server, Direction::Out).await {
-                    // The server has closed. What it sent before is still on its way to the target, and `inward` says
-                    // when it is there.
-                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => pending().await,
-                    Err(error) => Err(error),
-                    Ok(()) => to_server.shutdown().await,
-                }
+                self.pump(&mut from_target, &mut to_server, Direction::Out)
+                    .await?;
+                to_server.shutdown().await
             };
-            tokio::pin!(inward, outward);
-            tokio::select! {
-                ended = &mut inward => ended.is_ok(),
-                ended = &mut outward => {
-                    if ended.is_ok() {
-                        timeout(linger, inward).await.ok();
-                    }
-                    false
-                }
-                () = self.guard.connection().close.cancelled() => false,
-                idle = self.limiter.silent_for_too_long(|| self.guard.connection().idle()) => {
-                    let forward = &self.guard.connection().forward;
-                    debug!(forward, ?idle, "connection closed because nothing moved on it");
-                    self.counters.idle_closed.inc();
-                    false
-                }
-                () = cut => false,
-            }
+            self.until_ended(inward, outward, cut, linger).await
         };
         if server_ended {
             // As in the direct way: a socket closed with unread bytes in it is reset.
@@ -85,6 +64,42 @@ impl Shaped<'_> {
             timeout(linger, tokio::io::copy(&mut from_target, &mut sink))
                 .await
                 .ok();
+        }
+    }
+
+    /// Lives both halves of a connection until it is over; returns whether the server ended it.
+    pub(crate) async fn until_ended(
+        &self,
+        inward: impl Future<Output = io::Result<()>>,
+        outward: impl Future<Output = io::Result<()>>,
+        cut: impl Future<Output = ()>,
+        linger: Duration,
+    ) -> bool {
+        let outward = async {
+            match outward.await {
+                // The server has closed. What it sent before is still on its way to the target, and `inward` says when
+                // it is there.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => pending().await,
+                ended => ended,
+            }
+        };
+        tokio::pin!(inward, outward);
+        tokio::select! {
+            ended = &mut inward => ended.is_ok(),
+            ended = &mut outward => {
+                if ended.is_ok() {
+                    timeout(linger, inward).await.ok();
+                }
+                false
+            }
+            () = self.guard.connection().close.cancelled() => false,
+            idle = self.limiter.silent_for_too_long(|| self.guard.connection().idle()) => {
+                let forward = &self.guard.connection().forward;
+                debug!(forward, ?idle, "connection closed because nothing moved on it");
+                self.counters.idle_closed.inc();
+                false
+            }
+            () = cut => false,
         }
     }
 
