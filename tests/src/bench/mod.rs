@@ -4,6 +4,7 @@
 
 mod figures;
 mod idle;
+mod kubectl;
 pub mod proxy;
 mod requests;
 mod sample;

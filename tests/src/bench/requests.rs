@@ -1,22 +1,18 @@
 //! Small GETs: directly, through `kubectl proxy`, through our HTTP door, through v1 frames; interleaved rounds.
 
-use std::{collections::BTreeMap, process::Stdio, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, Command},
-    task::JoinSet,
-    time::Instant,
-};
+use tokio::{task::JoinSet, time::Instant};
 
 use super::{
     figures::{Figures, median, quantile},
+    kubectl,
     sample::cpu_ms,
 };
 use crate::{
     control_plane::{Call, ProxyLink},
-    lab::{Lab, TOKEN},
+    lab::TOKEN,
     pod::Part,
 };
 
@@ -59,7 +55,7 @@ pub(super) async fn measure(figures: &mut Figures, rounds: usize) -> Result<()> 
         })
     };
     let direct = http(format!("{}{PATH}", simulation.url()), simulation.admin_token())?;
-    let (mut kubectl, port) = kubectl_proxy(&lab).await?;
+    let (mut kubectl, port) = kubectl::proxy(&lab).await?;
     let peer = http(format!("http://127.0.0.1:{port}{PATH}"), "")?;
     let door = http(format!("http://{}{PATH}", lab.pod.ports.door_http), TOKEN)?;
     let kubectl_pid = kubectl.id().context("kubectl proxy runs")?;
@@ -159,21 +155,4 @@ async fn one(way: &Way) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// `kubectl proxy` on a port of its own choice.
-async fn kubectl_proxy(lab: &Lab) -> Result<(Child, u16)> {
-    let mut child = Command::new("kubectl")
-        .arg("--kubeconfig")
-        .arg(&lab.kubeconfig)
-        .args(["proxy", "--port", "0"])
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .context("kubectl is not in PATH")?;
-    let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
-    let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await??;
-    let line = line.context("kubectl proxy said nothing")?;
-    let port = line.rsplit(':').next().and_then(|port| port.trim().parse().ok());
-    Ok((child, port.with_context(|| format!("no port in {line:?}"))?))
 }

@@ -1,16 +1,13 @@
 //! What is measured: an apiserver, `kubectl proxy` in front of it, and our agent with everything switched on.
 
-use std::{net::SocketAddr, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Result};
-use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, Command},
-};
+use tokio::process::Child;
 
 use super::ways::{Door, Way};
 use crate::{
-    bench::as_installed,
+    bench::{self, as_installed},
     control_plane::{ControlPlaneConfig, ProxyLink},
     kubernetes::{Fast, Simulation, SimulationConfig},
     lab::{Cluster, Lab, TOKEN, kubectl},
@@ -61,7 +58,7 @@ impl Rig {
         let mut lab = Lab::with(cluster, frames, as_installed).await?;
         let id = lab.start().await?;
         let direct = Target::kubeconfig(&lab.kubeconfig)?;
-        let (kubectl, port) = kubectl_proxy(&lab).await?;
+        let (kubectl, port) = bench::kubectl::proxy(&lab).await?;
         Ok(Self {
             lab,
             name,
@@ -121,23 +118,6 @@ impl Rig {
         .await;
         Ok(())
     }
-}
-
-/// `kubectl proxy` on a port of its own choice.
-async fn kubectl_proxy(lab: &Lab) -> Result<(Child, u16)> {
-    let mut child = Command::new("kubectl")
-        .arg("--kubeconfig")
-        .arg(&lab.kubeconfig)
-        .args(["proxy", "--port", "0"])
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .context("kubectl is not in PATH")?;
-    let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
-    let line = tokio::time::timeout(Duration::from_secs(30), lines.next_line()).await??;
-    let line = line.context("kubectl proxy said nothing")?;
-    let port = line.rsplit(':').next().and_then(|port| port.trim().parse().ok());
-    Ok((child, port.with_context(|| format!("no port in {line:?}"))?))
 }
 
 /// What the fast side has from the start.
