@@ -40,14 +40,7 @@ const PARTS: [&str; 5] = ["sizes", "start", "idle", "requests", "watches"];
 /// # Errors
 /// When a peer is missing or something could not be measured.
 pub async fn run(options: Options) -> Result<()> {
-    for part in &options.parts {
-        ensure!(
-            PARTS.contains(&part.as_str()),
-            "no part {part}; there are {}",
-            PARTS.join(", ")
-        );
-    }
-    let wanted = |name: &str| options.parts.is_empty() || options.parts.iter().any(|part| part == name);
+    let wanted = chosen(&options.parts, &PARTS)?;
     let mut figures = Figures::default();
     if wanted("sizes") {
         sizes::measure(&mut figures)?;
@@ -65,6 +58,18 @@ pub async fn run(options: Options) -> Result<()> {
         watches::measure(&mut figures, options.rounds).await?;
     }
     figures.finish("bench")
+}
+
+/// Says of each part whether it is wanted: those of `parts`, or all of `known` when none is named.
+fn chosen<'a>(parts: &'a [String], known: &[&str]) -> Result<impl Fn(&str) -> bool + use<'a>> {
+    for part in parts {
+        ensure!(
+            known.contains(&part.as_str()),
+            "no part {part}; there are {}",
+            known.join(", ")
+        );
+    }
+    Ok(|name: &str| parts.is_empty() || parts.iter().any(|part| part == name))
 }
 
 /// A lab that runs as an installation does: it logs what the chart logs, and beats and polls every five seconds.

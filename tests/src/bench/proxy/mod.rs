@@ -22,7 +22,7 @@ mod ways;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use self::rig::Rig;
 use super::figures::Figures;
@@ -95,14 +95,7 @@ pub const PARTS: [&str; 8] = [
 /// # Errors
 /// When a peer is missing, something could not be measured, or an event was lost.
 pub async fn run(options: Options) -> Result<()> {
-    for part in &options.parts {
-        ensure!(
-            PARTS.contains(&part.as_str()),
-            "no part {part}; there are {}",
-            PARTS.join(", ")
-        );
-    }
-    let wanted = |name: &str| options.parts.is_empty() || options.parts.iter().any(|part| part == name);
+    let wanted = super::chosen(&options.parts, &PARTS)?;
     let (mut figures, rounds, sizes) = (Figures::default(), options.rounds, options.sizes);
     {
         let mut rig = Rig::simulated().await?;

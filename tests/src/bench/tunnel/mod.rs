@@ -12,7 +12,7 @@ mod load;
 
 use std::{path::Path, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
 use self::{
     delay::DelayLine,
@@ -57,14 +57,7 @@ const PARTS: [&str; 9] = [
 /// # Errors
 /// When a peer is missing or something could not be measured.
 pub async fn run(options: Options) -> Result<()> {
-    for part in &options.parts {
-        ensure!(
-            PARTS.contains(&part.as_str()),
-            "no part {part}; there are {}",
-            PARTS.join(", ")
-        );
-    }
-    let wanted = |name: &str| options.parts.is_empty() || options.parts.iter().any(|part| part == name);
+    let wanted = super::chosen(&options.parts, &PARTS)?;
     let dir = tempfile::tempdir()?;
     let mut figures = Figures::default();
     let bench = Bench::start(dir.path(), &options).await?;
