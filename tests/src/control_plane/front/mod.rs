@@ -117,18 +117,21 @@ async fn carry(state: &Arc<State>, cluster: &str, call: Call, kind: Kind) -> Res
             Err(error) => failed(&call, &error),
         },
         Kind::Follow => in_pieces(&link, &call).await,
-        Kind::Watch => {
-            let watch = watch::Watch::new(Arc::clone(state), cluster, &call);
-            match link.stream(watch.call()).await {
-                Ok(stream) => {
-                    let (status, headers) = (stream.status(), stream.headers().to_vec());
-                    let (sender, body) = mpsc::channel(BODY_QUEUE);
-                    tokio::spawn(watch.run(link.id(), stream, sender));
-                    respond(status, &headers, Body::from_stream(ReceiverStream::new(body)))
-                }
-                Err(error) => failed(&call, &error),
-            }
+        Kind::Watch => watched(state, cluster, &link, &call).await,
+    }
+}
+
+/// A watch is opened again over the next link when this one is lost, if its events can be told apart.
+async fn watched(state: &Arc<State>, cluster: &str, link: &Arc<ProxyLink>, call: &Call) -> Response {
+    let watch = watch::Watch::new(Arc::clone(state), cluster, call);
+    match link.stream(watch.call()).await {
+        Ok(stream) => {
+            let (status, headers) = (stream.status(), stream.headers().to_vec());
+            let (sender, body) = mpsc::channel(BODY_QUEUE);
+            tokio::spawn(watch.run(link.id(), stream, sender));
+            respond(status, &headers, Body::from_stream(ReceiverStream::new(body)))
         }
+        Err(error) => failed(call, &error),
     }
 }
 

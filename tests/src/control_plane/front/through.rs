@@ -15,18 +15,15 @@ use hyper::{ext::Protocol, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::copy_bidirectional,
-    sync::mpsc,
     time::{timeout, timeout_at},
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::{
-    BODY_QUEUE,
     call::{self, Kind},
-    failed, respond,
+    failed,
     status::refusal,
-    watch,
+    watched,
 };
 use crate::control_plane::{
     frames::Call,
@@ -51,7 +48,7 @@ pub(super) async fn serve(
     }
     let (asked, kind) = call::from_http(&parts, path, bytes::Bytes::new());
     if kind == Kind::Watch {
-        return watched(state, cluster, &link, asked, &parts).await;
+        return watched(state, cluster, &link, &with_own_wish(asked, &parts)).await;
     }
     let method = parts.method.clone();
     let request = Request::from_parts(onward(&parts, path), body);
@@ -72,15 +69,8 @@ pub(super) async fn serve(
     }
 }
 
-/// A watch is opened again over the next link when this one is lost, if its events can be told apart.
-async fn watched(
-    state: &Arc<State>,
-    cluster: &str,
-    link: &Arc<ProxyLink>,
-    mut asked: Call,
-    parts: &Parts,
-) -> Response {
-    // Nothing is lost by passing the caller's own wish on here: pieces go through as they are.
+/// What a watch asks for. Its pieces go through as they are, so nothing is lost by passing the caller's own wish on.
+fn with_own_wish(mut asked: Call, parts: &Parts) -> Call {
     asked.headers.retain(|(name, _)| name != header::ACCEPT.as_str());
     for accept in parts.headers.get_all(header::ACCEPT) {
         asked.headers.push((
@@ -88,16 +78,7 @@ async fn watched(
             String::from_utf8_lossy(accept.as_bytes()).into_owned(),
         ));
     }
-    let watch = watch::Watch::new(Arc::clone(state), cluster, &asked);
-    match link.stream(watch.call()).await {
-        Ok(stream) => {
-            let (status, headers) = (stream.status(), stream.headers().to_vec());
-            let (sender, body) = mpsc::channel(BODY_QUEUE);
-            tokio::spawn(watch.run(link.id(), stream, sender));
-            respond(status, &headers, Body::from_stream(ReceiverStream::new(body)))
-        }
-        Err(error) => failed(&asked, &error),
-    }
+    asked
 }
 
 /// Sends a request, over the next link if this one went away before it left.
