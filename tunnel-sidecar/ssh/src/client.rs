@@ -27,10 +27,6 @@ const WRITE_AHEAD: usize = 128 * 1024;
 const PACKET_OVERHEAD: usize = 128;
 /// While more than this waits to be written, nothing is read: the peer takes nothing, so it gets no answers either.
 const MAX_UNWRITTEN: usize = 1024 * 1024;
-/// The first probe for larger windows comes after this much data; see [`Client::probe_if_due`].
-const FIRST_PROBE: u64 = 1024 * 1024;
-/// A probe that let no window grow doubles the distance to the next one, up to this.
-const LARGEST_PROBE_DISTANCE: u64 = 64 * 1024 * 1024;
 /// RFC 6455 section 7.4.1: normal closure.
 const CLOSE_NORMAL: [u8; 2] = 1000_u16.to_be_bytes();
 
@@ -54,7 +50,8 @@ pub(crate) struct Client {
     events: VecDeque<Event>,
     /// To be written to the connection, framed.
     out: Vec<u8>,
-    probe: Probe,
+    /// A ping is under way that tells how much flows in one round trip.
+    probing: bool,
     /// Our DISCONNECT was sent: nothing more may follow.
     closing: bool,
 }
@@ -64,17 +61,6 @@ pub(crate) struct Client {
 pub(crate) enum Phase {
     SettingUp(Step),
     Open,
-}
-
-/// Finds out how much flows in one round trip.
-#[derive(Debug)]
-struct Probe {
-    /// Windows can grow at all.
-    useful: bool,
-    running: bool,
-    /// Data received since the last one.
-    received: u64,
-    distance: u64,
 }
 
 impl Client {
@@ -127,12 +113,7 @@ impl Client {
                 backlog,
             }),
             events: VecDeque::new(),
-            probe: Probe {
-                useful: max_window > initial_window,
-                running: false,
-                received: 0,
-                distance: FIRST_PROBE,
-            },
+            probing: false,
             closing: false,
         })
     }
@@ -276,9 +257,6 @@ impl Client {
             }
             (_, msg::REQUEST_SUCCESS | msg::REQUEST_FAILURE) => self.on_answer(payload),
             (Phase::Open, msg::CHANNEL_OPEN..=msg::CHANNEL_FAILURE) => {
-                if number == msg::CHANNEL_DATA {
-                    self.probe.received += payload.len() as u64;
-                }
                 self.channels.receive(payload, deliver).map_err(Fault::from)
             }
             (Phase::SettingUp(_), number) => Err(ProtocolError::Unexpected {
@@ -309,15 +287,8 @@ impl Client {
             }
             Asked::Ping(id) => self.events.push_back(Event::Pong(id)),
             Asked::Probe => {
-                self.probe.running = false;
-                self.probe.received = 0;
-                let grew = self.channels.probe_done();
-                let distance = if grew {
-                    FIRST_PROBE
-                } else {
-                    self.probe.distance * 2
-                };
-                self.probe.distance = distance.min(LARGEST_PROBE_DISTANCE);
+                self.probing = false;
+                self.channels.probe_done();
             }
         }
         Ok(())
@@ -328,18 +299,12 @@ impl Client {
         self.transport.send(&mut self.out, &[&request])
     }
 
-    /// A ping tells how much flows in one round trip, without a clock: a channel that took most of its window between question and answer is held up by
-    /// the window.
+    /// Asks how much flows in one round trip when a channel wants to know, see [`Table::probe_done`].
     fn probe_if_due(&mut self) -> Result<(), ProtocolError> {
-        if !self.probe.useful
-            || self.phase != Phase::Open
-            || self.probe.running
-            || self.closing
-            || self.probe.received < self.probe.distance
-        {
+        if self.probing || self.closing || self.phase != Phase::Open || !self.channels.wants_probe() {
             return Ok(());
         }
-        self.probe.running = true;
+        self.probing = true;
         self.channels.probe_start();
         self.ask(Asked::Probe, b"")
     }

@@ -92,7 +92,7 @@ impl Default for Timeouts {
 pub struct Limits {
     /// The receive window of a new channel. The Go client's is the same.
     pub initial_window: u32,
-    /// A channel limited by its window, while its reader keeps up, grows up to this.
+    /// The window of a channel that is limited by it, while its reader keeps up, grows up to this.
     pub max_window: u32,
     /// Receive windows of all channels together, which bounds what they can make us hold. New channels share half of it, the other half is for windows
     /// that limit their stream. When nothing is left, new channels start with 64 KiB each, and larger windows shrink as their data is consumed.

@@ -23,6 +23,10 @@ pub(super) struct Slot {
     pub(super) consumed: u64,
     /// `consumed` at the start of the running probe.
     pub(super) consumed_at_probe: u64,
+    /// Asks for a probe when so much was consumed; not again while it has asked.
+    pub(super) next_probe: u64,
+    /// How much is consumed between two probes.
+    pub(super) probe_distance: u64,
     /// A writer waits for credit, and how often one had to.
     pub(super) stalled: bool,
     pub(super) stalls: u64,
@@ -47,6 +51,8 @@ impl Slot {
             queue: BytesMut::new(),
             consumed: 0,
             consumed_at_probe: 0,
+            next_probe: u64::from(window / 2),
+            probe_distance: u64::from(window / 2),
             stalled: false,
             stalls: 0,
             opening: false,
@@ -63,6 +69,14 @@ impl Slot {
             opening: true,
             ..Self::new(0, 0, 0, window)
         }
+    }
+
+    /// Whether the window, and not the consumer, held the sender up in the round trip that the running probe took.
+    pub(super) fn is_limited(&self) -> bool {
+        let consumed = self.consumed.saturating_sub(self.consumed_at_probe);
+        let keeps_up = self.queue.len() < self.target as usize / 8;
+        let over = self.we_closed || self.peer_closed || self.peer_eof;
+        consumed >= u64::from(self.target) / 3 * 2 && keeps_up && !over
     }
 
     /// Moves bytes from the queue to `out`.
