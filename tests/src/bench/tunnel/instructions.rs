@@ -1,4 +1,5 @@
-//! Instructions of tunnel-sidecar for 64 MiB each way, counted by callgrind: they do not depend on what else the machine does.
+//! Instructions of tunnel-sidecar for 64 MiB each way and for a connection, counted by callgrind: they do not depend on what else the
+//! machine does.
 
 use std::{fs, path::Path, process::Stdio};
 
@@ -7,11 +8,14 @@ use tokio::process::Command;
 
 use super::{
     ends::{Client, Kind, Server},
-    load::{Service, Way, bulk, works},
+    load::{Service, Way, bulk, connections, works},
 };
 use crate::bench::figures::Figures;
 
 const SIZE: u64 = 64 << 20;
+/// As many at a time as where they are measured by the clock.
+const AT_A_TIME: usize = 8;
+const CONNECTIONS: usize = 400;
 
 pub(super) async fn measure(figures: &mut Figures, dir: &Path) -> Result<()> {
     let service = Service::start().await?;
@@ -28,14 +32,23 @@ pub(super) async fn measure(figures: &mut Figures, dir: &Path) -> Result<()> {
     for (way, name) in [(Way::In, "inbound"), (Way::Out, "outbound")] {
         control(&["--zero", &pid.to_string()]).await?;
         bulk(ours.port, way, SIZE).await?;
-        control(&[&format!("--dump={name}"), &pid.to_string()]).await?;
-        let counted = counted(dir, name)?;
+        let counted = dump(dir, pid, name).await?;
         figures.ours(
             format!("instructions for 64 MiB {name}, in user space"),
             "10^6",
             &[counted / 1e6],
         );
     }
+    // The first ones make what the later ones find made.
+    connections(ours.port, CONNECTIONS, AT_A_TIME).await?;
+    control(&["--zero", &pid.to_string()]).await?;
+    connections(ours.port, CONNECTIONS, AT_A_TIME).await?;
+    let counted = dump(dir, pid, "connections").await?;
+    figures.ours(
+        "instructions for a connection, in user space",
+        "10^3",
+        &[counted / CONNECTIONS as f64 / 1e3],
+    );
     Ok(())
 }
 
@@ -48,6 +61,12 @@ async fn control(args: &[&str]) -> Result<()> {
         .context("callgrind_control, of the package valgrind")?;
     ensure!(status.success(), "callgrind_control {args:?}: {status}");
     Ok(())
+}
+
+/// The instructions since the counters were set to zero.
+async fn dump(dir: &Path, pid: u32, name: &str) -> Result<f64> {
+    control(&[&format!("--dump={name}"), &pid.to_string()]).await?;
+    counted(dir, name)
 }
 
 /// The total of the dump with this name.

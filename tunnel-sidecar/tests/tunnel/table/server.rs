@@ -356,6 +356,9 @@ async fn answers(answer: &'static str, sentence: &str, slow: bool) -> Option<Row
             let mut request = [0; 4096];
             if tcp.read(&mut request).await.is_ok_and(|read| read > 0) {
                 tcp.write_all(answer.as_bytes()).await.ok();
+                // Closed with unread bytes in it, a socket is reset, and the answer may go with it.
+                tcp.shutdown().await.ok();
+                while tcp.read(&mut request).await.is_ok_and(|read| read > 0) {}
             }
         }
     });
