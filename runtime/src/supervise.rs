@@ -158,16 +158,38 @@ impl Supervisor {
         name: impl Into<String>,
         task: impl Future<Output = ()> + Send + 'static,
     ) -> TaskHandle {
-        let (name, supervisor) = (name.into(), self.clone());
+        TaskHandle {
+            abort: self.start(self.watched(name.into(), task).in_current_span()),
+        }
+    }
+
+    /// The same for one of thousands of short tasks. It is in no span but its own: that of who starts it would be entered
+    /// and left at each of its steps, which costs more than most of them do.
+    pub fn spawn_apart(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> TaskHandle {
+        TaskHandle {
+            abort: self.start(self.watched(name, task)),
+        }
+    }
+
+    fn watched<N, T>(&self, name: N, task: T) -> impl Future<Output = ()> + Send + use<N, T>
+    where
+        N: AsRef<str> + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let supervisor = self.clone();
         // Boxed: each of the wrappers around it would hold room for it once more, and there are thousands of tasks.
         let task = Box::pin(task);
-        let watched = async move {
+        async move {
             if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
-                supervisor.fail(&name, &format!("panicked: {}", panic_text(panic.as_ref())));
+                supervisor.fail(
+                    name.as_ref(),
+                    &format!("panicked: {}", panic_text(panic.as_ref())),
+                );
             }
-        };
-        TaskHandle {
-            abort: self.start(watched.in_current_span()),
         }
     }
 
@@ -175,7 +197,7 @@ impl Supervisor {
     fn start(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         let abort = self.inner.abort.clone();
         let tracked = self.inner.tasks.track_future(async move {
-            tokio::select! { () = task => {}, () = abort.cancelled() => {} }
+            tokio::select! { biased; () = task => {}, () = abort.cancelled() => {} }
         });
         tokio::spawn(tracked).abort_handle()
     }

@@ -66,15 +66,19 @@ impl Connection {
         self.start.elapsed().saturating_sub(last)
     }
 
-    fn count(&self, direction: Direction, bytes: u64) {
+    fn count(&self, direction: Direction, bytes: u64, now: Instant) {
         let counter = match direction {
             Direction::In => &self.bytes_in,
             Direction::Out => &self.bytes_out,
         };
         counter.fetch_add(bytes, Ordering::Relaxed);
-        let passed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_byte.store(passed, Ordering::Relaxed);
+        self.last_byte.store(millis(self.start, now), Ordering::Relaxed);
     }
+}
+
+fn millis(start: Instant, now: Instant) -> u64 {
+    let passed = now.saturating_duration_since(start).as_millis();
+    u64::try_from(passed).unwrap_or(u64::MAX)
 }
 
 /// All open connections of the process; clones share them.
@@ -88,7 +92,9 @@ struct Inner {
     open: Mutex<BTreeMap<u64, Arc<Connection>>>,
     next: AtomicU64,
     ended: watch::Sender<u64>,
-    last_active: Mutex<Instant>,
+    start: Instant,
+    /// Milliseconds after `start`.
+    last_active: AtomicU64,
 }
 
 impl Default for Connections {
@@ -97,7 +103,8 @@ impl Default for Connections {
             open: Mutex::default(),
             next: AtomicU64::new(1),
             ended: watch::Sender::new(0),
-            last_active: Mutex::new(Instant::now()),
+            start: Instant::now(),
+            last_active: AtomicU64::new(0),
         };
         Self {
             inner: Arc::new(inner),
@@ -108,6 +115,7 @@ impl Default for Connections {
 impl Connections {
     /// Enters a connection; it is open until the returned guard is dropped.
     pub fn enter(&self, lane: LaneId, forward: &str, target: &HostPort) -> Guard {
+        let start = Instant::now();
         let connection = Arc::new(Connection {
             id: self.inner.next.fetch_add(1, Ordering::Relaxed),
             lane,
@@ -115,13 +123,13 @@ impl Connections {
             target: target.clone(),
             opened: SystemTime::now(),
             close: CancellationToken::new(),
-            start: Instant::now(),
+            start,
             last_byte: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
         });
         self.lock().insert(connection.id, Arc::clone(&connection));
-        self.active();
+        self.active_at(start);
         Guard {
             connection,
             all: self.clone(),
@@ -156,6 +164,15 @@ impl Connections {
             .collect()
     }
 
+    /// Resolves when nothing is open.
+    pub async fn none_open(&self) {
+        let mut ended = self.inner.ended.subscribe();
+        while !self.lock().is_empty() {
+            // The sender lives in `self`, so waiting cannot fail.
+            ended.changed().await.ok();
+        }
+    }
+
     /// Resolves when `lane` has no open connection.
     pub async fn idle(&self, lane: LaneId) {
         let mut ended = self.inner.ended.subscribe();
@@ -172,20 +189,19 @@ impl Connections {
 
     /// Since when nothing has moved.
     pub fn last_active(&self) -> Instant {
-        *self
-            .inner
-            .last_active
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        let last = self.inner.last_active.load(Ordering::Relaxed);
+        self.inner.start + Duration::from_millis(last)
     }
 
     /// Notes that something moved.
     pub fn active(&self) {
-        *self
-            .inner
+        self.active_at(Instant::now());
+    }
+
+    fn active_at(&self, now: Instant) {
+        self.inner
             .last_active
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            .store(millis(self.inner.start, now), Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Connection>>> {
@@ -203,8 +219,9 @@ pub struct Meter {
 impl Meter {
     /// Counts bytes that passed.
     pub fn count(&self, direction: Direction, bytes: u64) {
-        self.connection.count(direction, bytes);
-        self.all.active();
+        let now = Instant::now();
+        self.connection.count(direction, bytes, now);
+        self.all.active_at(now);
     }
 }
 
@@ -231,8 +248,9 @@ impl Guard {
 
     /// Counts bytes that passed.
     pub fn count(&self, direction: Direction, bytes: u64) {
-        self.connection.count(direction, bytes);
-        self.all.active();
+        let now = Instant::now();
+        self.connection.count(direction, bytes, now);
+        self.all.active_at(now);
     }
 }
 

@@ -201,10 +201,12 @@ impl Local {
                 listen: self.listen.clone(),
                 counters: self.counters.clone(),
             };
-            self.carrier.supervisor().spawn("local connection", async move {
-                connection.carry(tcp).await;
-                drop(room);
-            });
+            self.carrier
+                .supervisor()
+                .spawn_apart("local connection", async move {
+                    connection.carry(tcp).await;
+                    drop(room);
+                });
         }
     }
 }

@@ -83,7 +83,7 @@ pub async fn reach_where(
         if let Some(address) = addresses.iter().find(|address| !allowed(address.ip())) {
             return Err(Unreached::NotAllowed(target.clone(), address.ip()));
         }
-        first_to_answer(addresses).await.map_err(|source| {
+        connected(addresses).await.map_err(|source| {
             let target = target.clone();
             if is_exhausted(&source) {
                 Unreached::Exhausted { target, source }
@@ -98,6 +98,16 @@ pub async fn reach_where(
             after: timeout,
         })
     })
+}
+
+/// The common case is one address, and no other to race it against.
+async fn connected(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let [only] = addresses.as_slice() else {
+        return first_to_answer(addresses).await;
+    };
+    let stream = TcpStream::connect(only).await?;
+    stream.set_nodelay(true).ok();
+    Ok(stream)
 }
 
 /// A socket that exchanges datagrams with `target` and with nobody else.
@@ -142,13 +152,17 @@ pub async fn reach_datagrams(
 
 /// All addresses of `target`, none of them forbidden.
 async fn resolve(target: &HostPort, never: &Never) -> Result<Vec<SocketAddr>, Unreached> {
-    let found = lookup_host((target.host(), target.port()))
-        .await
-        .map_err(|source| Unreached::Resolve {
-            target: target.clone(),
-            source,
-        })?;
-    let addresses: Vec<SocketAddr> = found.collect();
+    let addresses: Vec<SocketAddr> = match target.ip() {
+        Some(ip) => vec![(ip, target.port()).into()],
+        None => {
+            let found = lookup_host((target.host(), target.port()));
+            let found = found.await.map_err(|source| Unreached::Resolve {
+                target: target.clone(),
+                source,
+            })?;
+            found.collect()
+        }
+    };
     for address in &addresses {
         never.check(*address, is_ours)?;
     }

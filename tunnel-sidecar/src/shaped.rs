@@ -31,15 +31,8 @@ pub(crate) struct Shaped<'a> {
 }
 
 impl Shaped<'_> {
-    /// Copies both ways until either side ends, or `cut`.
-    pub(crate) async fn copy(
-        &self,
-        channel: Channel,
-        first: &[u8],
-        mut tcp: TcpStream,
-        cut: impl Future<Output = ()>,
-        linger: Duration,
-    ) {
+    /// Copies both ways until either side ends.
+    pub(crate) async fn copy(&self, channel: Channel, first: &[u8], mut tcp: TcpStream, linger: Duration) {
         let (mut from_server, mut to_server) = tokio::io::split(channel);
         let (mut from_target, mut to_target) = tcp.split();
         let server_ended = {
@@ -55,7 +48,7 @@ impl Shaped<'_> {
                     .await?;
                 to_server.shutdown().await
             };
-            self.until_ended(inward, outward, cut, linger).await
+            self.until_ended(inward, outward, linger).await
         };
         if server_ended {
             // As in the direct way: a socket closed with unread bytes in it is reset.
@@ -72,7 +65,6 @@ impl Shaped<'_> {
         &self,
         inward: impl Future<Output = io::Result<()>>,
         outward: impl Future<Output = io::Result<()>>,
-        cut: impl Future<Output = ()>,
         linger: Duration,
     ) -> bool {
         let outward = async {
@@ -85,6 +77,8 @@ impl Shaped<'_> {
         };
         tokio::pin!(inward, outward);
         tokio::select! {
+            // In the order of how often they are why this is looked at.
+            biased;
             ended = &mut inward => ended.is_ok(),
             ended = &mut outward => {
                 if ended.is_ok() {
@@ -99,7 +93,6 @@ impl Shaped<'_> {
                 self.counters.idle_closed.inc();
                 false
             }
-            () = cut => false,
         }
     }
 

@@ -142,7 +142,7 @@ impl Peers<'_> {
         }
     }
 
-    fn open(&mut self, route: Route, peer: &str) -> Option<Peer> {
+    fn open(&mut self, route: Arc<Route>, peer: &str) -> Option<Peer> {
         let carrier = &self.reverse.carrier;
         if carrier.supervisor().is_draining() {
             route.counters.opened(Opened::Draining);
@@ -191,7 +191,7 @@ impl Peers<'_> {
 struct Flow {
     carrier: Carrier,
     lane: LaneId,
-    route: Route,
+    route: Arc<Route>,
     peer: String,
     datagrams: mpsc::Receiver<Vec<u8>>,
     answers: mpsc::Sender<Datagram>,
