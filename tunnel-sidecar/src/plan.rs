@@ -77,16 +77,21 @@ pub fn plan(lanes: &[View], desired: &[Listen], sessions: usize) -> Vec<Step> {
             .iter()
             .cloned()
             .partition(|listen| desired.contains(listen));
-        if kept.is_empty() {
-            steps.push(Step::Stop(lane.id));
-            continue;
-        }
-        left += 1;
-        // A port that a new forward wants has to be freed now; else the rest of the lane comes first.
+        // A port that a new forward wants has to be freed now; else what the lane carries for others comes first: its
+        // own forwards that stay, and channels to the server, which ride on any session.
         let in_the_way = gone
             .iter()
             .any(|listen| added.iter().any(|new| new.overlaps(listen)));
-        let disturbs = lane.connected && kept.iter().any(|listen| lane.busy.contains(&listen.name));
+        let rides = |listen: &&Listen| listen.shape.is_local() && !lane.listens.contains(listen);
+        let mut carried = kept.iter().chain(desired.iter().filter(rides));
+        let disturbs = lane.connected && carried.any(|listen| lane.busy.contains(&listen.name));
+        if kept.is_empty() {
+            if in_the_way || !disturbs {
+                steps.push(Step::Stop(lane.id));
+            }
+            continue;
+        }
+        left += 1;
         if !gone.is_empty() && (in_the_way || !disturbs) {
             steps.push(Step::Reopen(lane.id, kept));
         }
@@ -236,6 +241,28 @@ mod tests {
             step
         );
         assert_eq!(plan(&[lane(1, true, &both, &[])], &[], 1), [Step::Stop(1)]);
+    }
+
+    #[test]
+    fn a_lane_that_carries_channels_to_the_server_waits_for_them() {
+        let (a, b) = (listen("a", 1), listen("b", 2));
+        let dials = crate::spelling::Dials::Socks;
+        let local = listen("ours", 3).with(crate::remotes::Shape::LocalTcp(dials));
+        let of_local = lane(1, true, std::slice::from_ref(&local), &[]);
+        let desired = [local.clone(), b.clone()];
+        for (busy, steps) in [(&["ours"][..], vec![]), (&[], vec![Step::Stop(2)])] {
+            let of_a = lane(2, true, std::slice::from_ref(&a), busy);
+            let of_b = lane(3, true, std::slice::from_ref(&b), &[]);
+            assert_eq!(plan(&[of_local.clone(), of_a, of_b], &desired, 3), steps);
+        }
+        let both = lane(2, true, &[a, b.clone()], &["ours"]);
+        assert_eq!(plan(&[of_local.clone(), both.clone()], &desired, 2), []);
+        // Unless somebody wants the port.
+        let renamed = listen("renamed", 1);
+        assert_eq!(
+            plan(&[of_local, both], &[local, b.clone(), renamed.clone()], 2),
+            [Step::Reopen(2, vec![b, renamed])]
+        );
     }
 
     #[test]

@@ -59,14 +59,16 @@ impl Sessions {
         }
     }
 
-    /// The session with the fewest channels among those that carry a forward.
+    /// The session with the fewest channels. Those of other forwards count as well: a channel to the server belongs to no
+    /// listener, so any session of the same user carries it, once one was opened for the forward and the server found
+    /// nothing wrong with it.
     pub fn pick(&self, forward: &str) -> Option<(LaneId, Session)> {
         let table = self.lock();
-        let carrying = table
-            .sessions
-            .values()
-            .filter(|open| open.forwards.contains(forward) && !open.session.is_closed());
-        carrying
+        let open = || table.sessions.values().filter(|open| !open.session.is_closed());
+        if !open().any(|open| open.forwards.contains(forward)) {
+            return None;
+        }
+        open()
             .min_by_key(|open| open.session.stats().channels_open)
             .map(|open| (open.lane, open.session.clone()))
     }

@@ -144,3 +144,63 @@ pub async fn one_trace_of(cluster: Cluster, receiver: &Receiver, services: &[&st
     }
     Ok(())
 }
+
+/// The spans of tunnel-sidecar: one for the session it opens, and one for a user's connection with what became of it.
+///
+/// # Errors
+/// When one is missing or does not say it.
+pub async fn spans_of_the_tunnel(cluster: Cluster) -> Result<()> {
+    let receiver = Receiver::start().await?;
+    let endpoint = receiver.endpoint();
+    let mut lab = Lab::with(cluster, ControlPlaneConfig::new(TOKEN), |pod| {
+        pod.env(Part::Tunnel, "OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+    })
+    .await?;
+    let id = lab.start().await?;
+    through_forward(&lab.control_plane, &id, "agent-http").await?;
+    let attribute = |span: &Span, key: &str| {
+        let found = span.attributes.iter().find(|(name, _)| name == key);
+        found.map(|(_, value)| value.clone()).unwrap_or_default()
+    };
+    let ((connect, connection), took) = eventually("the spans of session and connection", async || {
+        let spans = receiver.spans();
+        let named = |name: &str| {
+            let ours = spans.iter().filter(|span| span.service == "tunnel-sidecar");
+            ours.filter(|span| span.name == name).cloned().collect::<Vec<_>>()
+        };
+        let carried = named("connection").into_iter().find(|span| {
+            attribute(span, "forward") == "agent-http" && attribute(span, "result") == "accepted"
+        });
+        Some((named("connect").pop()?, carried?))
+    })
+    .await;
+    let says = |span: &Span, keys: &[&str]| {
+        let words: Vec<_> = keys
+            .iter()
+            .map(|key| format!("{key}={}", attribute(span, key)))
+            .collect();
+        ensure!(words.iter().all(|word| !word.ends_with('=')), "{words:?}");
+        println!("{} after {took:?}: {}", span.name, words.join(" "));
+        Ok(())
+    };
+    says(&connect, &["server", "lane"])?;
+    says(
+        &connection,
+        &[
+            "forward",
+            "target",
+            "id",
+            "session",
+            "result",
+            "bytes_in",
+            "bytes_out",
+        ],
+    )?;
+    let bytes = |key| attribute(&connection, key).parse::<u64>();
+    ensure!(bytes("bytes_in")? > 0 && bytes("bytes_out")? > 0);
+    ensure!(
+        connection.parent_id.is_empty(),
+        "a connection is a trace of its own"
+    );
+    Ok(())
+}

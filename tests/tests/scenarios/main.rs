@@ -26,6 +26,7 @@ macro_rules! scenarios {
 scenarios! {
     managing_from_far_away: managing::from_far_away;
     one_trace: managing::one_trace;
+    spans_of_the_tunnel: managing::spans_of_the_tunnel;
     kill_agent_core: |cluster| kill::one(cluster, Part::Core);
     kill_tunnel_sidecar: |cluster| kill::one(cluster, Part::Tunnel);
     kill_k8s_proxy: |cluster| kill::one(cluster, Part::Proxy);

@@ -185,6 +185,61 @@ async fn forwards_are_spread_over_sessions_side_by_side_and_each_session_comes_b
     }
 }
 
+/// A forward remote has no listener at the server, so its channels ride on all sessions there are, and a session that goes takes its own with it.
+#[tokio::test]
+async fn channels_to_the_server_are_spread_over_the_sessions() {
+    let Some(chisel) = Chisel::start().await else {
+        return;
+    };
+    let target = Target::echo().await;
+    let world = World::start(&[("PIPEOPS_TARGET_K8S_PROXY", target.address())]).await;
+    let (a, b, ours) = (free_port().await, free_port().await, free_port().await);
+    let mut wanted = spec(&chisel.url(), &[("a", a, "k8s-proxy"), ("b", b, "k8s-proxy")]);
+    wanted.remotes = vec![format!("{ours}:127.0.0.1:{}", target.port())];
+    wanted.sessions = 3;
+    world.core.send(wanted);
+    let report = world.until_listening(3).await;
+    assert_eq!(report.status.unwrap().sessions.len(), 3);
+    let mut users = Vec::new();
+    for _ in 0..9 {
+        let mut one = user(ours).await;
+        echo(&mut one, "over one of three").await;
+        users.push(one);
+    }
+    let carried = async || {
+        let request = proto::v1::ListConnectionsRequest {};
+        let answer = world.client.clone().list_connections(request).await.unwrap();
+        let mut by_session = std::collections::BTreeMap::<u64, usize>::new();
+        for open in answer.into_inner().connections {
+            *by_session.entry(open.session).or_default() += 1;
+        }
+        by_session
+    };
+    let spread = carried().await;
+    assert_eq!(
+        spread.values().copied().collect::<Vec<_>>(),
+        [3, 3, 3],
+        "{spread:?}"
+    );
+    // A forward that goes does not take along what rides on its session.
+    world
+        .core
+        .change(|spec| spec.forwards.retain(|forward| forward.name != "b"));
+    world.until_listening(2).await;
+    for one in &mut users {
+        echo(one, "still").await;
+    }
+    assert_eq!(carried().await, spread);
+    // When they have ended, its session does, too.
+    users.clear();
+    world
+        .until("the session of b to end", |report| {
+            report.status.as_ref().unwrap().sessions.len() == 2
+        })
+        .await;
+    echo(&mut user(ours).await, "over one of two").await;
+}
+
 #[tokio::test]
 async fn pinning_the_key_that_is_shown_disturbs_no_connection_and_another_pin_ends_them() {
     let Some(chisel) = Chisel::start().await else {

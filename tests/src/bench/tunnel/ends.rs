@@ -95,11 +95,13 @@ pub(super) enum Kind {
     Go,
 }
 
-/// A client with one forward to the service.
+/// A client with forwards to the service.
 pub(super) struct Client {
     pub(super) process: Running,
-    /// Where the server listens for the forward.
+    /// Where the server listens for the forward, the first one if there are several.
     pub(super) port: u16,
+    /// Where it listens for all of them.
+    pub(super) ports: Vec<u16>,
     _core: Option<Core>,
 }
 
@@ -116,6 +118,20 @@ impl Client {
         Ok(client)
     }
 
+    /// One of ours with a session for each of so many forwards.
+    pub(super) async fn side_by_side(
+        dir: &Path,
+        server: SocketAddr,
+        service: SocketAddr,
+        sessions: u16,
+    ) -> Result<Self> {
+        let client = Self::launch_with(Kind::Ours, dir, server, service, &[], sessions).await?;
+        for port in &client.ports {
+            works(*port).await?;
+        }
+        Ok(client)
+    }
+
     /// The same, without waiting, and with a program in front, such as valgrind.
     pub(super) async fn launch(
         kind: Kind,
@@ -124,7 +140,19 @@ impl Client {
         service: SocketAddr,
         front: &[String],
     ) -> Result<Self> {
-        let port = free_port()?;
+        Self::launch_with(kind, dir, server, service, front, 1).await
+    }
+
+    async fn launch_with(
+        kind: Kind,
+        dir: &Path,
+        server: SocketAddr,
+        service: SocketAddr,
+        front: &[String],
+        sessions: u16,
+    ) -> Result<Self> {
+        let ports = (0..sessions).map(|_| free_port()).collect::<Result<Vec<_>>>()?;
+        let port = ports.first().copied().context("no session")?;
         let log = dir.join(format!("{kind:?}-{port}.log"));
         let (program, args, env, core) = match kind {
             Kind::Go => {
@@ -148,7 +176,7 @@ impl Client {
                 let edge = home.join("edge");
                 fs::create_dir_all(&edge)?;
                 fs::write(edge.join("token"), EDGE_TOKEN)?;
-                let core = Core::start(spec(server, port, service)).await?;
+                let core = Core::start(spec(server, &ports, service)).await?;
                 let env = vec![
                     ("PIPEOPS_HTTP_LISTEN", "127.0.0.1:0".to_owned()),
                     ("PIPEOPS_GRPC_LISTEN", "127.0.0.1:0".to_owned()),
@@ -172,6 +200,7 @@ impl Client {
         Ok(Self {
             process,
             port,
+            ports,
             _core: core,
         })
     }
@@ -182,20 +211,24 @@ impl Client {
     }
 }
 
-fn spec(server: SocketAddr, port: u16, service: SocketAddr) -> TunnelSpec {
+fn spec(server: SocketAddr, ports: &[u16], service: SocketAddr) -> TunnelSpec {
     TunnelSpec {
         epoch: "bench".to_owned(),
         revision: 1,
         enabled: true,
         server: format!("ws://{server}"),
         credentials: CREDENTIALS.to_owned(),
-        forwards: vec![Forward {
-            name: "bench".to_owned(),
-            remote_host: "127.0.0.1".to_owned(),
-            remote_port: port.into(),
-            target: service.to_string(),
-            ..Forward::default()
-        }],
+        forwards: ports
+            .iter()
+            .map(|port| Forward {
+                name: format!("bench-{port}"),
+                remote_host: "127.0.0.1".to_owned(),
+                remote_port: (*port).into(),
+                target: service.to_string(),
+                ..Forward::default()
+            })
+            .collect(),
+        sessions: u32::try_from(ports.len()).unwrap_or(u32::MAX),
         allowed_targets: vec![service.to_string()],
         ..TunnelSpec::default()
     }

@@ -40,13 +40,14 @@ pub struct Options {
     pub quick: bool,
 }
 
-const PARTS: [&str; 9] = [
+const PARTS: [&str; 10] = [
     "idle",
     "bulk",
     "mixed",
     "latency",
     "connections",
     "distance",
+    "sessions",
     "connect",
     "ceiling",
     "instructions",
@@ -78,6 +79,9 @@ pub async fn run(options: Options) -> Result<()> {
     }
     if wanted("distance") {
         bench.distance(&mut figures).await?;
+    }
+    if wanted("sessions") {
+        bench.sessions(&mut figures).await?;
     }
     if wanted("connect") {
         bench.connect(&mut figures).await?;
@@ -326,6 +330,30 @@ impl<'a> Bench<'a> {
                 Way::Out => figures.beside(name, "MiB/s", &our_speed, GO, &go_speed),
             }
         }
+        Ok(())
+    }
+
+    /// The server grants each channel 2 MiB, so a stream to it takes a round trip for so much. What several forwards move together over
+    /// sessions of their own, beside what one moves.
+    async fn sessions(&self, figures: &mut Figures) -> Result<()> {
+        const SESSIONS: u16 = 4;
+        let line = DelayLine::start(self.server.address, HALF_WAY).await?;
+        let (dir, service) = (self.dir, self.service.address);
+        let client = Client::side_by_side(dir, line.address, service, SESSIONS).await?;
+        let size = (128 << 20) / self.share;
+        let (mut one, mut all) = (Vec::new(), Vec::new());
+        for _ in 0..self.rounds {
+            for (ports, list) in [(&client.ports[..1], &mut one), (&client.ports[..], &mut all)] {
+                let start = tokio::time::Instant::now();
+                let streams = ports.iter().map(|port| load::bulk(*port, Way::Out, size));
+                futures_util::future::try_join_all(streams).await?;
+                let total = size as f64 * ports.len() as f64;
+                list.push(total / MIB / start.elapsed().as_secs_f64());
+            }
+        }
+        let name = format!("outbound at 50 ms over {SESSIONS} sessions side by side: throughput");
+        figures.beside(name, "MiB/s", &all, "one window", &one);
+        figures.goal(Goal::RatioAtLeast(2.0));
         Ok(())
     }
 
