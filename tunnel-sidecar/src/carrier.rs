@@ -281,10 +281,7 @@ impl Carrier {
             open.reject(RejectReason::Prohibited, "not a forward of this client");
             return;
         };
-        let expected = match route.leads {
-            Leads::Target(_) => self.inner.proofs.expected(&route.forward),
-            Leads::Socks(_) => None,
-        };
+        let expected = self.inner.proofs.expected(&route.forward);
         let Some(expected) = expected else {
             self.admit(lane, Arrival::Offered(open), route);
             return;
@@ -308,10 +305,7 @@ impl Carrier {
         let carrier = self.clone();
         self.inner.supervisor.spawn("echo door", async move {
             let inner = &carrier.inner;
-            let provable = |(key, route): (&String, &Arc<Route>), name: &str| {
-                route.forward == name && matches!(route.leads, Leads::Target(_)) && !is_for_datagrams(key)
-            };
-            let known = |name: &str| inner.routes().iter().any(|entry| provable(entry, name));
+            let known = |name: &str| inner.routes().values().any(|route| route.forward == name);
             tokio::select! {
                 () = inner.proofs.serve(open.accept(), known) => {}
                 () = inner.supervisor.draining() => {}

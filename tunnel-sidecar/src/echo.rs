@@ -13,6 +13,9 @@
 //! such a channel is accepted before its target is dialled, and what is no probe goes on to the target with all its
 //! bytes. The users' connection was accepted by the server long before, so they see no difference. A probe never
 //! reaches a target and is no connection: it is not counted and keeps no idle tunnel open.
+//!
+//! Through a forward for datagrams each of the three is one datagram, of one peer. Through a reversed SOCKS the bytes
+//! are the same as through a forward for connections: a nonce is no greeting.
 
 use std::{
     collections::HashMap,
@@ -149,6 +152,26 @@ pub enum Told {
     User(Channel, Vec<u8>),
     /// Of somebody who left.
     Gone,
+}
+
+/// A probe in datagrams that is half way: the server side's nonce came, and ours is out.
+#[derive(Debug)]
+pub struct HalfWay {
+    peer: String,
+    announced: Announcement,
+    ours: String,
+    start: Instant,
+}
+
+/// What a datagram was.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// A user's.
+    User,
+    /// The first of a probe; this goes back.
+    Answer(Vec<u8>),
+    /// The last of a probe.
+    Proven(Duration),
 }
 
 /// Everything proven so far; clones share it.
@@ -294,6 +317,33 @@ impl Proofs {
         Told::Probe(round_trip)
     }
 
+    /// Finds out whether a datagram of `peer` belongs to a probe; `half` is what the forward's channel keeps between two of them.
+    pub fn hear(&self, forward: &str, peer: &str, payload: &[u8], half: &mut Option<HalfWay>) -> Heard {
+        if payload.len() != NONCE {
+            return Heard::User;
+        }
+        if let Some(answered) = half.take_if(|half| half.peer == peer && half.ours.as_bytes() == payload) {
+            let round_trip = answered.start.elapsed();
+            self.prove(&answered.announced, round_trip);
+            return Heard::Proven(round_trip);
+        }
+        match self.expected(forward) {
+            Some(expected) if expected.announced.nonce == payload => {
+                expected.over.send_replace(true);
+                let ours = own_nonce();
+                let both = [payload, ours.as_bytes()].concat();
+                *half = Some(HalfWay {
+                    peer: peer.to_owned(),
+                    announced: expected.announced,
+                    ours,
+                    start: Instant::now(),
+                });
+                Heard::Answer(both)
+            }
+            _ => Heard::User,
+        }
+    }
+
     fn prove(&self, announced: &Announcement, round_trip: Duration) {
         let proof = Proof {
             at: Instant::now(),
@@ -315,7 +365,7 @@ impl Proofs {
 
 /// Returns the nonce with one of ours, and waits for ours to come back.
 async fn answer(channel: &mut (impl AsyncRead + AsyncWrite + Unpin), nonce: &[u8]) -> io::Result<Duration> {
-    let ours = runtime::secret::hex(&rand::random::<[u8; NONCE / 2]>());
+    let ours = own_nonce();
     let mut both = nonce.to_vec();
     both.extend_from_slice(ours.as_bytes());
     let start = Instant::now();
@@ -331,6 +381,10 @@ async fn answer(channel: &mut (impl AsyncRead + AsyncWrite + Unpin), nonce: &[u8
             "other bytes came back",
         ))
     }
+}
+
+fn own_nonce() -> String {
+    runtime::secret::hex(&rand::random::<[u8; NONCE / 2]>())
 }
 
 /// One line without its end; `None` when there is no more.
@@ -410,6 +464,32 @@ mod tests {
         };
         tokio::join!(served, asking);
         assert_eq!(proofs.lock().doors, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn datagrams_of_a_probe_are_told_from_those_of_users() {
+        let (proofs, mut half) = (Proofs::default(), None);
+        let user = |half: &mut Option<HalfWay>, peer: &str, payload: &[u8]| {
+            assert_eq!(proofs.hear("a", peer, payload, half), Heard::User);
+        };
+        user(&mut half, "p:1", HEX.as_bytes());
+        proofs.expect(Announcement::parse(format!("probe a {HEX} 1000").as_bytes()).unwrap());
+        user(&mut half, "p:1", b"short");
+        user(&mut half, "p:1", &[b'0'; NONCE]);
+        assert_eq!(proofs.hear("b", "p:1", HEX.as_bytes(), &mut half), Heard::User);
+        let Heard::Answer(both) = proofs.hear("a", "p:1", HEX.as_bytes(), &mut half) else {
+            panic!("the nonce is not known");
+        };
+        let (theirs, ours) = both.split_at(NONCE);
+        assert_eq!(theirs, HEX.as_bytes());
+        // Once, from the same peer, and unchanged.
+        user(&mut half, "p:1", HEX.as_bytes());
+        user(&mut half, "p:2", ours);
+        tokio::time::advance(Duration::from_millis(7)).await;
+        let seven = Duration::from_millis(7);
+        assert_eq!(proofs.hear("a", "p:1", ours, &mut half), Heard::Proven(seven));
+        assert_eq!(proofs.of("a").map(|proof| proof.round_trip), Some(seven));
+        user(&mut half, "p:1", ours);
     }
 
     #[tokio::test]

@@ -3,24 +3,22 @@
 //! A fault in one forward refuses that forward by name; a fault of the link itself (address, fingerprint, trust)
 //! refuses the whole.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr, time::Duration};
+mod forwards;
+mod link;
 
-use chisel_ssh::Fingerprint;
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
+
 use proto::v1::TunnelSpec;
-use runtime::{
-    proxy::Proxy,
-    secret::{ExposeSecret as _, SecretString, same},
-};
 
+use self::forwards::Reader;
+pub use self::link::{Link, Via};
 use crate::{
     address::HostPort,
     limits::Limits,
     never::Never,
-    remotes::{BadForward, Listen, Shape},
-    server::Server,
+    remotes::{Listen, Shape},
     socks::rules::Rules,
-    spelling::{Dials, Spelling},
-    targets::{Permits, Places, Target, resolve},
+    targets::{Permits, Places, Target},
 };
 
 /// Ping interval and deadline when the spec names none: together a black hole is found within ten seconds.
@@ -86,47 +84,6 @@ impl Tunnel {
         ways.map(|way| &way.listen).chain(&self.echo)
     }
 }
-
-/// What a session depends on: if one of these changes, the session is made anew.
-#[derive(Clone)]
-pub struct Link {
-    /// The server.
-    pub server: Server,
-    /// User name, empty for none.
-    pub user: String,
-    /// Password, empty for none.
-    pub password: SecretString,
-    /// The pinned host key.
-    pub fingerprint: Option<Fingerprint>,
-    /// Extra roots for TLS, PEM.
-    pub ca_pem: Vec<u8>,
-    /// The owner accepts a link that proves nothing.
-    pub allow_insecure: bool,
-    /// `Host` header, when it is not the server's own.
-    pub hostname: Option<String>,
-    /// Name in the TLS handshake, when it is neither.
-    pub tls_server_name: Option<String>,
-    /// Any certificate is taken.
-    pub any_certificate: bool,
-    /// How the server is reached.
-    pub proxy: Via,
-    /// Further headers of the upgrade request.
-    pub headers: Vec<(String, SecretString)>,
-}
-
-/// How the server is reached.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Via {
-    /// As the variables of this process say.
-    Environment,
-    /// Directly, whatever they say.
-    Direct,
-    /// Through this proxy.
-    Proxy(Proxy),
-}
-
-/// How a spec says [`Via::Direct`].
-const NO_PROXY: &str = "none";
 
 /// One forward.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -275,16 +232,6 @@ pub fn read(spec: &TunnelSpec, places: &Places, never: &Never, ours: impl Fn(IpA
     }))
 }
 
-fn limits(wanted: &proto::v1::Forward) -> Limits {
-    let some = |count: u64| (count > 0).then_some(count);
-    Limits {
-        connections: some(wanted.max_connections.into()).and_then(|count| usize::try_from(count).ok()),
-        bytes_in: some(wanted.bytes_per_second_in),
-        bytes_out: some(wanted.bytes_per_second_out),
-        idle: milliseconds(wanted.idle_timeout_ms),
-    }
-}
-
 /// The reserved remote, on the server's loopback: it is for who runs the server and not for its users. One that is in
 /// the way of a forward is left out, because forwards come first.
 fn echo(port: u32, listens: &[Listen]) -> Option<Listen> {
@@ -295,110 +242,6 @@ fn echo(port: u32, listens: &[Listen]) -> Option<Listen> {
     listen
         .inspect_err(|bad| tracing::warn!("no echo door: {bad}"))
         .ok()
-}
-
-/// How the target of a named forward says that its users choose.
-const SOCKS: &str = "socks";
-
-/// What every forward is read with.
-struct Reader<'a> {
-    places: &'a Places,
-    never: &'a Never,
-    permits: Permits,
-    socks: Rules,
-    ours: &'a dyn Fn(IpAddr) -> bool,
-}
-
-impl Reader<'_> {
-    /// A forward by name, port and target; the server listens.
-    fn named(&self, wanted: &proto::v1::Forward) -> Forward {
-        let way = || {
-            if wanted.name == ECHO {
-                return Err(BadForward::NameTaken(ECHO.to_owned()));
-            }
-            let listen = Listen::new(&wanted.name, &wanted.remote_host, wanted.remote_port)?;
-            let listen = match wanted.protocol.as_str() {
-                "" | "tcp" if wanted.target.trim() == SOCKS => listen.with(Shape::Socks),
-                "" | "tcp" => listen,
-                "udp" => listen.with(Shape::Udp),
-                other => return Err(BadForward::Protocol(other.to_owned())),
-            };
-            Ok(listen)
-        };
-        let way = way()
-            .map_err(|bad| bad.to_string())
-            .and_then(|listen| self.way(listen, &wanted.target, &self.permits));
-        Forward {
-            name: wanted.name.clone(),
-            port: wanted.remote_port,
-            target: wanted.target.clone(),
-            way,
-            limits: limits(wanted),
-        }
-    }
-
-    /// A forward in chisel's spelling. The owner wrote it, so its target needs no second permission.
-    fn spelled(&self, text: &str) -> Forward {
-        let refused = |name: String, why: String| Forward {
-            name,
-            port: 0,
-            target: text.to_owned(),
-            way: Err(why),
-            limits: Limits::default(),
-        };
-        let spelling: Spelling = match text.parse() {
-            Ok(spelling) => spelling,
-            Err(bad) => return refused(text.to_owned(), format!("tunnel.remotes: {text:?} {bad}")),
-        };
-        let listen = match Listen::spelled(&spelling) {
-            Ok(listen) => listen,
-            Err(bad) => return refused(spelling.name(), format!("tunnel.remotes: {text:?}: {bad}")),
-        };
-        let mut permits = self.permits.clone();
-        let dials = spelling.dials.to_string();
-        if let Dials::Address { host, port } = &spelling.dials {
-            permits.allowed.extend(HostPort::new(host, *port));
-        }
-        let (name, port) = (listen.name.clone(), u32::from(listen.port));
-        let way = self.way(listen, &dials, &permits);
-        Forward {
-            name,
-            port,
-            target: text.to_owned(),
-            way,
-            limits: Limits::default(),
-        }
-    }
-
-    fn way(&self, listen: Listen, target: &str, permits: &Permits) -> Result<Way, String> {
-        let goal = match listen.shape {
-            Shape::Tcp | Shape::Udp => {
-                let found = resolve(target, self.places, permits, self.never, |ip| (self.ours)(ip));
-                Goal::Target(found.map_err(|refusal| refusal.to_string())?)
-            }
-            Shape::Socks if self.socks.is_empty() => {
-                return Err(
-                    "SOCKS is off: list where its users may go in tunnel.socks_targets, for example *.svc.cluster.local:443"
-                        .to_owned(),
-                );
-            }
-            Shape::Socks => Goal::Socks(self.socks.clone()),
-            Shape::LocalTcp(_) | Shape::LocalUdp(_) => {
-                let Places {
-                    kubernetes_api,
-                    k8s_proxy,
-                    agent_http,
-                    ..
-                } = self.places;
-                let doors = [kubernetes_api, k8s_proxy, agent_http];
-                if self.never.is_control(listen.port) || doors.iter().any(|door| door.port() == listen.port) {
-                    return Err(BadForward::OwnPort(listen.port).to_string());
-                }
-                Goal::Server
-            }
-        };
-        Ok(Way { listen, goal })
-    }
 }
 
 fn allow_list(texts: &[String]) -> (BTreeSet<HostPort>, Vec<&str>) {
@@ -412,133 +255,6 @@ fn allow_list(texts: &[String]) -> (BTreeSet<HostPort>, Vec<&str>) {
 
 fn milliseconds(count: u64) -> Option<Duration> {
     (count > 0).then(|| Duration::from_millis(count))
-}
-
-impl Link {
-    fn read(spec: &TunnelSpec) -> Result<Self, (String, String)> {
-        let server = Server::parse(&spec.server).map_err(|bad| (String::new(), bad.to_string()))?;
-        let refuse = |reason: String| (server.to_string(), reason);
-        let fingerprint = match spec.fingerprint.trim() {
-            "" => None,
-            text => Some(
-                text.parse::<Fingerprint>()
-                    .map_err(|bad| refuse(format!("tunnel.fingerprint: {bad}")))?,
-            ),
-        };
-        // chisel splits at the first colon, so a password may hold more of them.
-        let (user, password) = spec
-            .credentials
-            .split_once(':')
-            .unwrap_or((&spec.credentials, ""));
-        let proxy = match spec.proxy.trim() {
-            "" => Via::Environment,
-            NO_PROXY => Via::Direct,
-            url => Via::Proxy(Proxy::parse(url).map_err(|bad| refuse(format!("tunnel.proxy: {bad}")))?),
-        };
-        let text = |text: &str| (!text.trim().is_empty()).then(|| text.trim().to_owned());
-        let link = Self {
-            hostname: text(&spec.hostname),
-            tls_server_name: text(&spec.tls_server_name),
-            any_certificate: spec.tls_skip_verify_i_know_it_is_insecure,
-            proxy,
-            headers: spec
-                .headers
-                .iter()
-                .map(|header| (header.name.clone(), SecretString::from(header.value.clone())))
-                .collect(),
-            user: user.to_owned(),
-            password: SecretString::from(password),
-            fingerprint,
-            ca_pem: spec.ca_pem.to_vec(),
-            allow_insecure: spec.allow_insecure,
-            server: server.clone(),
-        };
-        link.trusted().map_err(refuse)?;
-        Ok(link)
-    }
-
-    /// Credentials leave the pod only over verified TLS, or over chisel with a matching fingerprint.
-    fn trusted(&self) -> Result<(), String> {
-        // Through a proxy elsewhere, this machine's address means that one's.
-        let elsewhere = matches!(&self.proxy, Via::Proxy(proxy) if !proxy.is_loopback());
-        let verified = self.server.tls() && !self.any_certificate;
-        if verified || self.server.loopback() && !elsewhere || self.allow_insecure {
-            return Ok(());
-        }
-        let server = &self.server;
-        if self.any_certificate && self.server.tls() && self.fingerprint.is_none() {
-            return Err(format!(
-                "{server} may show any certificate and no fingerprint is pinned, so anybody between could read the \
-                 credentials: name its CA in tunnel.ca_file, or set tunnel.fingerprint, or tunnel.allow_insecure: true"
-            ));
-        }
-        match &self.fingerprint {
-            Some(Fingerprint::Sha256(_)) => Ok(()),
-            // A short prefix of MD5 can be hit by trying keys, so it proves nothing without TLS.
-            Some(Fingerprint::Md5Prefix(_)) => Err(format!(
-                "{server} has no TLS and its fingerprint is a prefix of MD5, which proves nothing: set \
-                 tunnel.fingerprint to the SHA-256 form the server prints at its start, or tunnel.allow_insecure: true"
-            )),
-            None => Err(format!(
-                "{server} has no TLS and no fingerprint is pinned, so anybody between could read the credentials: use \
-                 wss://, or set tunnel.fingerprint, or tunnel.allow_insecure: true"
-            )),
-        }
-    }
-}
-
-impl Link {
-    /// Whether both lead the same way to the same server as the same user, whatever proves it.
-    pub fn same_ends(&self, other: &Self) -> bool {
-        let password = |link: &Self| link.password.expose_secret().as_bytes().to_vec();
-        self.server == other.server
-            && self.user == other.user
-            && same(&password(self), &password(other))
-            && self.hostname == other.hostname
-            && self.tls_server_name == other.tls_server_name
-            && self.proxy == other.proxy
-            && self.headers.len() == other.headers.len()
-            && self
-                .headers
-                .iter()
-                .zip(&other.headers)
-                .all(|((name, value), (other, theirs))| {
-                    name == other
-                        && same(
-                            value.expose_secret().as_bytes(),
-                            theirs.expose_secret().as_bytes(),
-                        )
-                })
-    }
-
-    /// Whether a session with a server of this key may go on under this link.
-    pub fn accepts(&self, shown: &str) -> bool {
-        match &self.fingerprint {
-            None => true,
-            Some(pinned @ Fingerprint::Sha256(_)) => pinned.to_string() == shown,
-            // What was seen is the other kind of hash, so a new session has to show.
-            Some(Fingerprint::Md5Prefix(_)) => false,
-        }
-    }
-}
-
-impl PartialEq for Link {
-    fn eq(&self, other: &Self) -> bool {
-        self.same_ends(other)
-            && self.fingerprint == other.fingerprint
-            && self.ca_pem == other.ca_pem
-            && self.any_certificate == other.any_certificate
-            && self.allow_insecure == other.allow_insecure
-    }
-}
-
-impl fmt::Debug for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link")
-            .field("server", &self.server.to_string())
-            .field("user", &self.user)
-            .finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

@@ -47,8 +47,9 @@ impl Carrier {
                 // route goes, like one that is open.
                 let guard = self.inner.connections.enter(lane, &route.forward, &dials);
                 let span = self.inner.spans.next(|| {
-                    let (forward, target, id) = (&route.forward, &dials, guard.connection().id);
-                    info_span!(parent: None, "connection", forward, %target, id, session = lane,
+                    let (forward, id) = (&route.forward, guard.connection().id);
+                    // Not `target`: that is the module's attribute in every exported span.
+                    info_span!(parent: None, "connection", forward, %dials, id, session = lane,
                         result = field::Empty, bytes_in = field::Empty, bytes_out = field::Empty)
                 });
                 let carried = async move {
@@ -73,11 +74,10 @@ impl Carrier {
 
     /// The user says where to only after the channel is accepted, so refusals are told in SOCKS.
     async fn carry_socks(&self, lane: LaneId, arrival: Arrival, route: &Route, rules: &Rules) {
-        // No probe is expected on these, so nothing was read.
-        let (mut channel, _) = arrival.accept();
+        let (mut channel, first) = arrival.accept();
         let counters = &route.counters;
         let asked = tokio::select! {
-            asked = socks::hear(&mut channel) => asked,
+            asked = socks::hear(&mut channel, first) => asked,
             () = self.inner.supervisor.draining() => return,
         };
         let asked = match asked {

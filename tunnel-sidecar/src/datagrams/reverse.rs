@@ -23,6 +23,7 @@ use super::{
 use crate::{
     carrier::{Carrier, Leads, Route},
     connections::{Direction, Guard},
+    echo::{HalfWay, Heard, NONCE},
     metrics::Opened,
     plan::LaneId,
     reach::{Unreached, reach_datagrams},
@@ -53,6 +54,7 @@ impl Reverse {
                 answers,
                 scratch: Arc::new(Mutex::new(Vec::new())),
                 open: HashMap::new(),
+                half: None,
             };
             let mut decoder = Decoder::default();
             let mut piece = vec![0; 32 * 1024];
@@ -101,6 +103,8 @@ struct Peers<'a> {
     /// Shared by the sockets of this channel; used between two awaits only.
     scratch: Arc<Mutex<Vec<u8>>>,
     open: HashMap<String, Peer>,
+    /// A probe of the server side that was answered.
+    half: Option<HalfWay>,
 }
 
 struct Peer {
@@ -121,6 +125,9 @@ impl Peers<'_> {
             );
             return;
         }
+        if payload.len() == NONCE && self.is_probe(&peer, &payload) {
+            return;
+        }
         let payload = match self.open.get_mut(&peer) {
             Some(known) => {
                 known.used = Instant::now();
@@ -139,6 +146,30 @@ impl Peers<'_> {
         if let Some(opened) = self.open(route, &peer) {
             opened.datagrams.try_send(payload).ok();
             self.open.insert(peer, opened);
+        }
+    }
+
+    /// Answers a datagram that is a probe's; it reaches no target and is no connection.
+    fn is_probe(&mut self, peer: &str, payload: &[u8]) -> bool {
+        let carrier = &self.reverse.carrier;
+        let Some(route) = carrier.route(&self.reverse.key) else {
+            return false;
+        };
+        match carrier
+            .proofs()
+            .hear(&route.forward, peer, payload, &mut self.half)
+        {
+            Heard::User => false,
+            Heard::Answer(payload) => {
+                let peer = peer.to_owned();
+                // No room is one more datagram that is lost.
+                self.answers.try_send(Datagram { peer, payload }).ok();
+                true
+            }
+            Heard::Proven(round_trip) => {
+                route.counters.proof_trip.observe(round_trip.as_secs_f64());
+                true
+            }
         }
     }
 

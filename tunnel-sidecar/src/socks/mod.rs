@@ -52,10 +52,9 @@ pub(crate) struct Asked {
     pub(crate) early: Vec<u8>,
 }
 
-/// Hears a user out, up to the request.
-pub(crate) async fn hear(channel: &mut Channel) -> Result<Asked, NotServed> {
+/// Hears a user out, up to the request. `data` is what was read of it already.
+pub(crate) async fn hear(channel: &mut Channel, mut data: Vec<u8>) -> Result<Asked, NotServed> {
     let heard = async {
-        let mut data = Vec::new();
         let used = read_until(channel, &mut data, greeting).await;
         if let Err(NotServed::Client(BadClient::Method)) = &used {
             channel.write_all(&NO_METHOD).await.ok();

@@ -1,4 +1,5 @@
 use super::*;
+use runtime::secret::ExposeSecret as _;
 
 /// A fingerprint in the form a chisel server prints.
 const SHA256: &str = "CcGApgqyR4vWWQZ+XfQp9aUjOPWfbhwLl1nGOD2MONU=";

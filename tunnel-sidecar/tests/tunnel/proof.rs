@@ -201,3 +201,63 @@ async fn probes_keep_no_idle_tunnel_open() {
     scene.world.core.change(|spec| spec.demand = 1);
     scene.world.until_listening(2).await;
 }
+
+/// Reversed SOCKS and datagrams are proven as well: the listener, the session and the channel are those of their users.
+#[tokio::test]
+async fn reversed_socks_and_datagrams_are_proven_too() {
+    let Some(chisel) = Chisel::start().await else {
+        return;
+    };
+    let (tcp, udp) = (Target::echo().await, UdpTarget::echo().await);
+    let world = World::start(&[]).await;
+    let (socks, datagrams, door) = (free_port().await, free_port().await, free_port().await);
+    let mut wanted = spec(&chisel.url(), &[]);
+    wanted.remotes = vec![
+        format!("R:127.0.0.1:{socks}:socks"),
+        format!("R:127.0.0.1:{datagrams}:127.0.0.1:{}/udp", udp.port()),
+    ];
+    wanted.socks_targets = vec![format!("127.0.0.1:{}", tcp.port())];
+    wanted.echo_remote_port = door.into();
+    world.core.send(wanted);
+    let report = world.until_listening(2).await;
+    let names: Vec<_> = listening(&report).into_iter().map(str::to_owned).collect();
+    let (of_socks, of_datagrams) = (&names[0], &names[1]);
+
+    assert_eq!(announce(door, of_socks, 60_000).await, "armed\n");
+    // A user beside the probe is served.
+    let greeting = async {
+        let mut someone = user(socks).await;
+        someone.write_all(&[5, 1, 0]).await.unwrap();
+        let mut answer = [0; 2];
+        someone.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, [5, 0]);
+    };
+    tokio::join!(greeting, probe(socks));
+
+    assert_eq!(announce(door, of_datagrams, 60_000).await, "armed\n");
+    let peer = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    peer.connect(("127.0.0.1", datagrams)).await.unwrap();
+    peer.send(NONCE.as_bytes()).await.unwrap();
+    let mut both = [0; 100];
+    let size = tokio::time::timeout(PATIENCE, peer.recv(&mut both))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((size, &both[..32]), (64, NONCE.as_bytes()));
+    peer.send(&both[32..64]).await.unwrap();
+
+    let report = world
+        .until("both", |report| {
+            condition(report, "Tunnel").1.contains("through 2 of 2")
+        })
+        .await;
+    println!("{}", condition(&report, "Tunnel").1);
+    let datagrams = row(&report, of_datagrams);
+    assert_eq!(
+        (datagrams.connections_total, datagrams.bytes_in),
+        (0, 0),
+        "no probe reaches a target"
+    );
+    assert!(datagrams.proof_round_trip_us > 0 && row(&report, of_socks).proof_round_trip_us > 0);
+    drop(tcp);
+}
