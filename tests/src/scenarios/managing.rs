@@ -188,7 +188,7 @@ pub async fn spans_of_the_tunnel(cluster: Cluster) -> Result<()> {
         &connection,
         &[
             "forward",
-            "target",
+            "dials",
             "id",
             "session",
             "result",
@@ -196,6 +196,8 @@ pub async fn spans_of_the_tunnel(cluster: Cluster) -> Result<()> {
             "bytes_out",
         ],
     )?;
+    let dialled = attribute(&connection, "dials").parse::<std::net::SocketAddr>();
+    ensure!(dialled.is_ok(), "agent-http is dialled at its address");
     let bytes = |key| attribute(&connection, key).parse::<u64>();
     ensure!(bytes("bytes_in")? > 0 && bytes("bytes_out")? > 0);
     ensure!(
