@@ -9,7 +9,7 @@ use super::{
     chisel::ChiselServer,
     config::TunnelWish,
     faults::{Answer, Effect, Route, Times},
-    link::ProxyLink,
+    link::{LinkLimits, ProxyLink},
     links, steer,
 };
 
@@ -153,6 +153,18 @@ impl ControlPlane {
     /// When the proxy does not answer or refuses.
     pub async fn dial(&self, id: &str, url: &str, bearer: &str) -> Result<Arc<ProxyLink>> {
         links::dial(&self.state.links, id, url, bearer, self.state.config.link).await
+    }
+
+    /// Dials a proxy's WebSocket and speaks frames on it, whatever other links speak.
+    ///
+    /// # Errors
+    /// When the proxy does not answer or refuses.
+    pub async fn dial_frames(&self, id: &str, url: &str, bearer: &str) -> Result<Arc<ProxyLink>> {
+        let limits = LinkLimits {
+            http2: false,
+            ..self.state.config.link
+        };
+        links::dial(&self.state.links, id, url, bearer, limits).await
     }
 
     /// Dials a proxy's WebSocket through a forward, with the agents' token.

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const WARM: Duration = Duration::from_secs(1);
 
 pub(super) async fn measure(figures: &mut Figures, rounds: usize) -> Result<()> {
-    for door in [Door::V1] {
+    for door in [Door::V2, Door::V1] {
         let (mut idle, mut sending) = (Vec::new(), Vec::new());
         // They sleep most of the time, so that all rounds may run beside each other.
         let mut runs = JoinSet::new();
@@ -54,8 +54,7 @@ async fn one(door: Door, busy: bool) -> Result<f64> {
     let relay = Relay::start(listen).await?;
     config.listen = listen;
     config.proxy_address = Some(relay.address());
-    // What is called v1 is frames.
-    config.link.http2 = false;
+    config.link.http2 = door == Door::V2;
     let simulation = SimulationConfig {
         tick: None,
         fast: true,
@@ -66,7 +65,7 @@ async fn one(door: Door, busy: bool) -> Result<f64> {
     let id = lab.start().await?;
     let link = lab.control_plane.wait_link(&id).await;
     let way = match door {
-        Door::V1 => Way::Frames(link),
+        Door::V2 | Door::V1 => Way::Link(link),
         other => anyhow::bail!("{} is not dialled", other.name()),
     };
     let mut reader = JoinSet::new();

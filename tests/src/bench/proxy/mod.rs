@@ -4,7 +4,8 @@
 //!  driver ─┬───────────────────────────► apiserver     direct
 //!          ├─► kubectl proxy ──────────► apiserver     the peer
 //!          ├─► k8s-proxy's HTTP door ──► apiserver     http
-//!          └─► WebSocket (dialled by k8s-proxy) ─────► v1
+//!          ├─► WebSocket (dialled by k8s-proxy) ─────► v2, HTTP/2 turned around
+//!          └─► WebSocket (dialled to k8s-proxy) ─────► v1, frames
 //! ```
 //! All rounds are interleaved, so that a neighbour on the machine costs each way the same. Policy, audit, metrics and
 //! log are on as the chart has them. Processor time is the proxy's own: `schedstat` of all its threads.

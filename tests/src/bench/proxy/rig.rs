@@ -52,10 +52,7 @@ impl Rig {
     }
 
     async fn over(name: &'static str, cluster: Cluster) -> Result<Self> {
-        // What is called v1 below is frames.
-        let mut frames = ControlPlaneConfig::new(TOKEN);
-        frames.link.http2 = false;
-        let mut lab = Lab::with(cluster, frames, as_installed).await?;
+        let mut lab = Lab::with(cluster, ControlPlaneConfig::new(TOKEN), as_installed).await?;
         let id = lab.start().await?;
         let direct = Target::kubeconfig(&lab.kubeconfig)?;
         let (kubectl, port) = bench::kubectl::proxy(&lab).await?;
@@ -74,9 +71,18 @@ impl Rig {
         self.lab.cluster.simulation()?.fast()
     }
 
-    /// The control plane's link, as it is now.
-    pub(super) async fn link(&self) -> Arc<ProxyLink> {
-        self.lab.control_plane.wait_link(&self.id).await
+    /// An open link in one of the two languages. k8s-proxy dials for HTTP/2 by itself; for frames it is dialled once
+    /// they are asked for, so that nothing is in its memory that is not measured.
+    async fn link(&self, http2: bool) -> Result<Arc<ProxyLink>> {
+        let open = || {
+            let links = self.lab.control_plane.links(&self.id);
+            links.into_iter().rev().find(|link| link.is_http2() == http2)
+        };
+        if !http2 && open().is_none() {
+            let url = format!("ws://{}/ws/k8s", self.lab.pod.ports.door_http);
+            self.lab.control_plane.dial_frames(&self.id, &url, TOKEN).await?;
+        }
+        Ok(eventually("a link", || async { open() }).await.0)
     }
 
     /// The way through one door.
@@ -85,7 +91,8 @@ impl Rig {
             Door::Direct => Way::Target(self.direct.clone()),
             Door::Kubectl => Way::Target(Target::plain(self.kubectl_address, None)?),
             Door::Http => Way::Target(Target::plain(self.lab.pod.ports.door_http, Some(TOKEN))?),
-            Door::V1 => Way::Frames(self.link().await),
+            Door::V2 => Way::Link(self.link(true).await?),
+            Door::V1 => Way::Link(self.link(false).await?),
         })
     }
 
@@ -94,7 +101,7 @@ impl Rig {
         match door {
             Door::Direct => Ok(None),
             Door::Kubectl => Ok(Some(self.kubectl.id().context("kubectl proxy runs")?)),
-            Door::Http | Door::V1 => self.proxy_pid().map(Some),
+            Door::Http | Door::V2 | Door::V1 => self.proxy_pid().map(Some),
         }
     }
 
@@ -105,11 +112,13 @@ impl Rig {
 
     /// A new k8s-proxy, so that nothing of what was measured before is in its memory.
     pub(super) async fn fresh(&mut self) -> Result<()> {
-        let before = self.link().await;
+        let before = self.lab.control_plane.links(&self.id);
         self.lab.pod.kill(Part::Proxy).await?;
-        before.closed().await;
+        for link in before {
+            link.closed().await;
+        }
         self.lab.pod.start_part(Part::Proxy)?;
-        self.lab.control_plane.wait_link(&self.id).await;
+        self.link(true).await?;
         let way = self.way(Door::Http).await?;
         eventually("the fresh k8s-proxy to serve", || async {
             let mut session = way.session().await.ok()?;

@@ -43,10 +43,10 @@ pub(super) async fn measure(
     requests: usize,
 ) -> Result<()> {
     let mut all: BTreeMap<Door, Runs> = BTreeMap::new();
-    let doors = [Door::Direct, Door::Kubectl, Door::Http, Door::V1];
+    let doors = Door::ALL;
     for round in 0..=rounds {
         for door in doors {
-            if matches!(door, Door::Http | Door::V1) {
+            if Door::OURS.contains(&door) {
                 rig.fresh().await?;
             }
             let (way, pid) = (rig.way(door).await?, rig.pid(door)?);

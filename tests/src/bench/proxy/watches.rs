@@ -31,7 +31,7 @@ struct Runs {
 pub(super) async fn measure(figures: &mut Figures, rig: &mut Rig, rounds: usize, many: usize) -> Result<()> {
     let mut all: BTreeMap<Door, Runs> = BTreeMap::new();
     for _ in 0..rounds {
-        for door in [Door::Kubectl, Door::Http, Door::V1] {
+        for door in [Door::Kubectl, Door::Http, Door::V2, Door::V1] {
             if door != Door::Kubectl {
                 rig.fresh().await?;
             }

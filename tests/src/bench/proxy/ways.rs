@@ -22,15 +22,17 @@ pub(super) enum Door {
     Kubectl,
     /// Our HTTP door.
     Http,
-    /// A dialled WebSocket with JSON frames.
+    /// A WebSocket with HTTP/2 turned around.
+    V2,
+    /// A WebSocket with JSON frames.
     V1,
 }
 
 impl Door {
     /// All that are compared.
-    pub(super) const ALL: [Self; 4] = [Self::Direct, Self::Kubectl, Self::Http, Self::V1];
+    pub(super) const ALL: [Self; 5] = [Self::Direct, Self::Kubectl, Self::Http, Self::V2, Self::V1];
     /// Ours.
-    pub(super) const OURS: [Self; 2] = [Self::Http, Self::V1];
+    pub(super) const OURS: [Self; 3] = [Self::Http, Self::V2, Self::V1];
 
     /// Its name in figures.
     pub(super) fn name(self) -> &'static str {
@@ -38,6 +40,7 @@ impl Door {
             Self::Direct => "direct",
             Self::Kubectl => "kubectl proxy",
             Self::Http => "http",
+            Self::V2 => "v2",
             Self::V1 => "v1",
         }
     }
@@ -48,8 +51,8 @@ impl Door {
 pub(super) enum Way {
     /// HTTP.
     Target(Target),
-    /// Frames on one WebSocket that all share.
-    Frames(Arc<ProxyLink>),
+    /// One WebSocket that all share.
+    Link(Arc<ProxyLink>),
 }
 
 impl Way {
@@ -57,7 +60,7 @@ impl Way {
     pub(super) async fn session(&self) -> Result<Session> {
         Ok(match self {
             Self::Target(target) => Session::Http(target.http1().await?),
-            Self::Frames(link) => Session::Frames(Arc::clone(link)),
+            Self::Link(link) => Session::Link(Arc::clone(link)),
         })
     }
 
@@ -97,7 +100,7 @@ impl Way {
 /// One caller.
 pub(super) enum Session {
     Http(Connection),
-    Frames(Arc<ProxyLink>),
+    Link(Arc<ProxyLink>),
 }
 
 impl Session {
@@ -113,7 +116,7 @@ impl Session {
                 }
                 Ok(bytes)
             }
-            Self::Frames(link) => {
+            Self::Link(link) => {
                 let response = link.request(&call(path)).await?;
                 ensure!(response.status == 200, "{path}: {response:?}");
                 Ok(response.body.len())
@@ -129,12 +132,12 @@ impl Session {
                 ensure!(answer.status() == 200, "{path}: {}", answer.status());
                 Ok(Reading::Http(Box::new(answer)))
             }
-            Self::Frames(link) => {
+            Self::Link(link) => {
                 let stream = link.stream(&call(path)).await?;
                 if stream.status() != 200 {
                     bail!("{path}: {}", stream.status());
                 }
-                Ok(Reading::Frames(stream))
+                Ok(Reading::Link(stream))
             }
         }
     }
@@ -144,7 +147,7 @@ impl Session {
 pub(super) enum Reading {
     /// It holds its connection open.
     Http(Box<Answer>),
-    Frames(ResponseStream),
+    Link(ResponseStream),
 }
 
 impl Reading {
@@ -152,7 +155,7 @@ impl Reading {
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>> {
         match self {
             Self::Http(answer) => answer.piece().await,
-            Self::Frames(stream) => Ok(stream.next().await.transpose()?),
+            Self::Link(stream) => Ok(stream.next().await.transpose()?),
         }
     }
 
