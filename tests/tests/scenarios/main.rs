@@ -36,7 +36,8 @@ scenarios! {
     bad_frames: watches::bad_frames;
     bytes_are_the_apiservers: informers::bytes_are_the_apiservers;
     client_go_sees_each_change_once: informers::client_go;
-    watches_survive: |cluster| survive::matrix(cluster, &survive::Fault::SIMULATED);
+    watches_survive_over_http2: |cluster| survive::matrix(cluster, &survive::Fault::SIMULATED, true);
+    watches_survive_over_frames: |cluster| survive::matrix(cluster, &survive::Fault::SIMULATED, false);
     restarts_keep_one_identity: identity::restarts_keep_one_identity;
     restarts_from_its_copy: identity::restarts_from_its_copy;
     registers_nothing_without_knowing_who_it_is: identity::registers_nothing_without_knowing_who_it_is;

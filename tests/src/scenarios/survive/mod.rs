@@ -23,7 +23,7 @@ use self::{
 };
 use crate::{
     cluster::RealCluster,
-    control_plane::{Answer, ControlPlaneConfig, Route, Times},
+    control_plane::{Answer, ControlPlaneConfig, ProxyLink, Route, Times},
     events::Encoding,
     kubernetes::{Fault as Trouble, FaultKind},
     lab::{Cluster, Lab, TOKEN},
@@ -117,19 +117,24 @@ struct Bench {
     _dir: TempDir,
 }
 
-/// Every fault after the other, with recorders behind the HTTP door and behind the front, in both encodings. Prints
-/// the table.
+/// Every fault after the other, with recorders behind the HTTP door and behind the front, in both encodings; over a
+/// link that speaks HTTP/2 (v2) or frames (v1). Prints the table.
 ///
 /// # Errors
 /// When a recorder missed a change, saw one twice or out of order, was told 410 more than once for a fault, or got a
 /// bookmark that it did not ask for.
-pub async fn matrix(cluster: Cluster, faults: &[Fault]) -> Result<()> {
-    let mut bench = Bench::start(cluster).await?;
+pub async fn matrix(cluster: Cluster, faults: &[Fault], http2: bool) -> Result<()> {
+    let mut bench = Bench::start(cluster, http2).await?;
     let mut rows = Vec::new();
     for (number, fault) in faults.iter().enumerate() {
         rows.extend(bench.one(*fault, &format!("survive-{number}")).await?);
     }
     finish(&rows)
+}
+
+/// How the rows of a link are called.
+pub fn link_name(link: &ProxyLink) -> &'static str {
+    if link.is_http2() { "v2" } else { "v1" }
 }
 
 /// One line of the table.
@@ -206,7 +211,7 @@ pub fn finish(rows: &[Row]) -> Result<()> {
 }
 
 impl Bench {
-    async fn start(cluster: Cluster) -> Result<Self> {
+    async fn start(cluster: Cluster, http2: bool) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let direct = match &cluster {
             Cluster::Real(path) => path.clone(),
@@ -219,17 +224,21 @@ impl Bench {
         let (relay, text) = relayed(&direct).await?;
         let relayed: PathBuf = dir.path().join("relayed.kubeconfig");
         std::fs::write(&relayed, text)?;
-        let mut lab = Lab::with(cluster, ControlPlaneConfig::new(TOKEN), |mut pod| {
+        let mut config = ControlPlaneConfig::new(TOKEN);
+        config.link.http2 = http2;
+        let mut lab = Lab::with(cluster, config, |mut pod| {
             pod.kubernetes = Kubernetes::Kubeconfig(relayed);
             pod
         })
         .await?;
         let id = lab.start().await?;
+        let link = link_name(lab.control_plane.wait_link(&id).await.as_ref());
+        ensure!((link == "v2") == http2, "the link speaks {link}");
         Ok(Self {
             lab,
             id,
             relay,
-            link: "v1",
+            link,
             _dir: dir,
         })
     }

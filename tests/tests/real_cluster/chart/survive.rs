@@ -3,7 +3,7 @@
 use anyhow::Result;
 use harness::{
     lab::Cluster,
-    scenarios::survive::{across, finish, recorders},
+    scenarios::survive::{across, finish, link_name, recorders},
     wire::Target,
 };
 
@@ -14,7 +14,11 @@ async fn watches_survive_helm_upgrade_and_a_killed_container() -> Result<()> {
     told(async {
         let mut installed = Installed::new().await?;
         let truth = Cluster::Real(installed.cluster.kubeconfig()?);
-        let front = [("v1", Target::front(&installed.control_plane, &installed.id)?)];
+        let link = installed.control_plane.wait_link(&installed.id).await;
+        let front = [(
+            link_name(&link),
+            Target::front(&installed.control_plane, &installed.id)?,
+        )];
         let recording = recorders(&front).await?;
         let upgrade = async {
             let old = installed.name().to_owned();
