@@ -12,6 +12,7 @@ mod dial;
 mod drain;
 mod frames;
 mod grpc;
+mod hostile;
 mod http;
 mod limits;
 mod memory;

@@ -8,7 +8,7 @@ use http_body_util::Full;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
     time::Instant,
 };
@@ -52,7 +52,25 @@ fn exec(protocol: &str) -> Request<Full<Bytes>> {
 
 async fn upgraded(setup: &Setup, request: Request<Full<Bytes>>) -> (http::HeaderMap, TokioIo<Upgraded>) {
     let tcp = TcpStream::connect(setup.proxy.addresses.door_http).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp))
+    upgraded_over(tcp, request).await
+}
+
+/// The same through the HTTPS door, whose certificate is checked.
+async fn upgraded_tls(setup: &Setup, request: Request<Full<Bytes>>) -> (http::HeaderMap, TokioIo<Upgraded>) {
+    let config =
+        runtime::tls::client_config(Some(setup.proxy.certificate.as_bytes()), &[b"http/1.1"]).unwrap();
+    let tcp = TcpStream::connect(setup.proxy.addresses.door_https)
+        .await
+        .unwrap();
+    let tls = runtime::tls::connect(tcp, "127.0.0.1", config, Duration::from_secs(30));
+    upgraded_over(tls.await.unwrap(), request).await
+}
+
+async fn upgraded_over<S>(io: S, request: Request<Full<Bytes>>) -> (http::HeaderMap, TokioIo<Upgraded>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))
         .await
         .unwrap();
     tokio::spawn(connection.with_upgrades());
@@ -114,6 +132,40 @@ async fn both_protocols_are_carried_over_http_with_the_pods_credential() {
             tunnel.closed().await;
             println!(
                 "{protocol}: caller gone, apiserver's side closed after {:?}",
+                gone.elapsed()
+            );
+            assert!(gone.elapsed() < CANCEL);
+        }
+    }
+}
+
+#[tokio::test]
+async fn exec_and_port_forward_are_carried_through_the_https_door() {
+    let setup = setup(Api::start_tls().await).await;
+    for path in [
+        "exec?command=sh&stdin=true",
+        "portforward?ports=80",
+        "attach?stdin=true",
+    ] {
+        for protocol in ["websocket", "SPDY/3.1"] {
+            let mut asked = exec(protocol);
+            *asked.uri_mut() = format!("/api/k8s/api/v1/namespaces/a/pods/x/{path}")
+                .parse()
+                .unwrap();
+            let (headers, mut io) = upgraded_tls(&setup, asked).await;
+            assert_eq!(headers["upgrade"], protocol, "{path}");
+            let mut tunnel = setup.api.tunnel().await;
+            assert_eq!(tunnel.request.headers["authorization"], "Bearer own-token");
+            assert_eq!(
+                format!("{}?{}", tunnel.request.path, tunnel.request.query),
+                format!("/api/v1/namespaces/a/pods/x/{path}")
+            );
+            echoes(&mut io, 1_000_000).await;
+            let gone = Instant::now();
+            drop(io);
+            tunnel.closed().await;
+            println!(
+                "{path} over {protocol} and TLS: apiserver's side closed after {:?}",
                 gone.elapsed()
             );
             assert!(gone.elapsed() < CANCEL);
