@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::{SinkExt as _, future::join_all};
 use http::{HeaderValue, Method};
 use http_body_util::BodyExt as _;
 use runtime::supervise::Outcome;
@@ -11,7 +11,10 @@ use serde_json::Value;
 use tokio::{net::TcpListener, time::Instant};
 use tokio_tungstenite::{
     WebSocketStream, accept_hdr_async,
-    tungstenite::handshake::server::{ErrorResponse, Request, Response},
+    tungstenite::{
+        Message,
+        handshake::server::{ErrorResponse, Request, Response},
+    },
 };
 
 use crate::support::{
@@ -25,6 +28,8 @@ const LOG: &str = "/api/v1/namespaces/a/pods/x/log?follow=true";
 
 /// Ten times what the contract promises for a caller that goes away.
 const CANCEL: Duration = Duration::from_secs(10);
+/// Ten times what is promised for a link that is dead and idle.
+const SILENCE: Duration = Duration::from_secs(100);
 
 #[tokio::test]
 async fn every_served_socket_speaks_it_with_the_callers_identity() {
@@ -308,6 +313,32 @@ async fn a_dialled_door_offers_it_and_falls_back_to_frames() {
     drop(frames);
     let link = Link::over(accept(&listener, true).await, WINDOWS).await;
     assert_eq!(link.get("/api/v1/pods").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_link_that_died_in_silence_is_found() {
+    let setup = Setup::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}/proxy", listener.local_addr().unwrap());
+    setup.core.give(proto::v1::ProxySpec {
+        dial: vec![dialled(&url)],
+        ..spec(2)
+    });
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    let mut silent = accept(&listener, true).await;
+    for (when, before) in [("before a word", Vec::new()), ("after its SETTINGS", preface)] {
+        if !before.is_empty() {
+            silent.send(Message::binary(before)).await.unwrap();
+        }
+        // Held open and never read: no ping is answered.
+        let started = Instant::now();
+        let next = tokio::time::timeout(SILENCE, accept(&listener, true)).await;
+        println!(
+            "an HTTP/2 link that died {when} was found after {:?}",
+            started.elapsed()
+        );
+        silent = next.expect("the proxy dials again");
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
 
 mod call;
 mod calls;
+mod opening;
 mod resets;
 #[cfg(test)]
 mod tests;
@@ -29,7 +30,7 @@ use tokio::{
 use tokio_tungstenite::WebSocketStream;
 use tokio_util::sync::CancellationToken;
 
-use self::{call::Door, calls::Calls, resets::Resets};
+use self::{call::Door, calls::Calls, opening::Opening, resets::Resets};
 use super::board::Board;
 use crate::{
     engine::Engine, frames::session::SessionEnd, identity::Caller, shared::Shared, streams::CancelReason,
@@ -58,6 +59,8 @@ const PENDING_RESETS: usize = 10_000;
 /// a slow uplink still has to carry (4 MiB of socket buffer at 6 Mbit/s).
 const PING_INTERVAL: Duration = Duration::from_secs(3);
 const PING_TIMEOUT: Duration = Duration::from_secs(6);
+/// Until the peer speaks, no ping asks whether it lives: as long as both together.
+const BEGIN: Duration = PING_INTERVAL.saturating_add(PING_TIMEOUT);
 /// How often open calls are looked through for those whose reader takes nothing.
 const LOOK: Duration = Duration::from_secs(1);
 /// After a GOAWAY because another link took over: what ends by itself may take so long.
@@ -113,7 +116,8 @@ where
         .enable_connect_protocol()
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
-    let mut connection = pin!(builder.serve_connection(TokioIo::new(Carrier::new(socket)), service));
+    let io = Opening::new(Carrier::new(socket), BEGIN);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(io), service));
 
     let Session {
         supervisor, shared, ..
