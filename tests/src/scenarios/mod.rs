@@ -6,6 +6,7 @@ pub mod identity;
 pub mod informers;
 pub mod kill;
 pub mod leave;
+pub mod limits;
 pub mod managing;
 pub mod observer;
 pub mod proof;

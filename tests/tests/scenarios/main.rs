@@ -9,7 +9,7 @@ use anyhow::Result;
 use harness::{
     lab::Cluster,
     pod::Part,
-    scenarios::{identity, informers, kill, leave, managing, proof, start, survive, watches},
+    scenarios::{identity, informers, kill, leave, limits, managing, proof, start, survive, watches},
 };
 
 /// One test for each scenario: a fresh simulated cluster, a runtime with two threads.
@@ -36,6 +36,7 @@ scenarios! {
     bad_frames: watches::bad_frames;
     bytes_are_the_apiservers: informers::bytes_are_the_apiservers;
     client_go_sees_each_change_once: informers::client_go;
+    limits_are_lowered_and_never_raised: limits::lowered_and_never_raised;
     watches_survive_over_http2: |cluster| survive::matrix(cluster, &survive::Fault::SIMULATED, true);
     watches_survive_over_frames: |cluster| survive::matrix(cluster, &survive::Fault::SIMULATED, false);
     restarts_keep_one_identity: identity::restarts_keep_one_identity;
