@@ -4,6 +4,7 @@
 //! sent once, and a number is free again only when both sides have closed and the consumer is gone.
 
 mod opening;
+mod queue;
 mod slot;
 mod window;
 
@@ -288,7 +289,7 @@ impl Table {
             self.consumed(id, u32::try_from(n).unwrap_or(u32::MAX));
         }
         if let Some(slot) = self.slot(id).filter(|_| !data.is_empty()) {
-            slot.queue.extend_from_slice(data);
+            slot.queue.push(data);
             self.queued += data.len();
             if was_empty {
                 self.events.push_back(ChannelEvent::Readable(id));
@@ -335,7 +336,7 @@ impl Table {
                     Drained::Empty
                 });
             }
-            match take(&slot.queue) {
+            match take(slot.queue.front()) {
                 Ok(0) => break Ok(Drained::Blocked),
                 Ok(n) => total += slot.drop_front(n),
                 Err(error) => break Err(error),

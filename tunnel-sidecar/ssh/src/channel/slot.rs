@@ -1,6 +1,6 @@
 //! One channel.
 
-use bytes::{Buf, BytesMut};
+use super::queue::Queue;
 
 /// `granted + queue + uncredited` is `target`, for as long as both sides are open.
 #[derive(Debug)]
@@ -17,8 +17,8 @@ pub(super) struct Slot {
     pub(super) uncredited: u32,
     /// The window we want the peer to have.
     pub(super) target: u32,
-    /// Received, not consumed. Its memory is given back whenever it runs empty.
-    pub(super) queue: BytesMut,
+    /// Received, not consumed.
+    pub(super) queue: Queue,
     /// Total of data consumed.
     pub(super) consumed: u64,
     /// `consumed` at the start of the running probe.
@@ -48,7 +48,7 @@ impl Slot {
             granted: window,
             uncredited: 0,
             target: window,
-            queue: BytesMut::new(),
+            queue: Queue::default(),
             consumed: 0,
             consumed_at_probe: 0,
             next_probe: u64::from(window / 2),
@@ -81,21 +81,26 @@ impl Slot {
 
     /// Moves bytes from the queue to `out`.
     pub(super) fn take(&mut self, out: &mut [u8]) -> usize {
-        let n = out.len().min(self.queue.len());
-        if let (Some(out), Some(queued)) = (out.get_mut(..n), self.queue.get(..n)) {
-            out.copy_from_slice(queued);
+        let mut taken = 0;
+        while let Some(room) = out.get_mut(taken..).filter(|room| !room.is_empty()) {
+            let front = self.queue.front();
+            let n = room.len().min(front.len());
+            if let (Some(room), Some(front)) = (room.get_mut(..n), front.get(..n)) {
+                room.copy_from_slice(front);
+            }
+            if n == 0 {
+                break;
+            }
+            taken += self.drop_front(n);
         }
-        self.drop_front(n)
+        taken
     }
 
     /// The first `n` bytes of the queue were consumed.
     pub(super) fn drop_front(&mut self, n: usize) -> usize {
-        let n = n.min(self.queue.len());
-        self.queue.advance(n);
+        let n = n.min(self.queue.front().len());
+        self.queue.consume(n);
         self.consumed += n as u64;
-        if self.queue.is_empty() {
-            self.queue = BytesMut::new();
-        }
         n
     }
 }
