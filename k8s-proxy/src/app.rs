@@ -233,6 +233,7 @@ impl Bound {
             shared.clone(),
             EngineSettings {
                 head_timeout: config.response_timeout,
+                spans: config.common.otlp_endpoint.is_some(),
             },
         );
         let (board, applied) = (Board::new(conditions.clone()), Applied::default());

@@ -3,77 +3,66 @@
 //! A thread of its own writes, so that a reader of our standard output that falls asleep cannot stop the calls.
 //! What then does not fit the queue is dropped and counted, and the gap in `seq` shows it.
 
+mod queue;
+
 use std::{
-    io::{self, Write as _},
+    io,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
-        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     thread,
-    time::Duration,
 };
 
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::time::Instant;
 
 use crate::streams::lock;
+use queue::Queue;
 
-/// Lines that may wait for the writer.
-const QUEUE: usize = 4096;
-/// A line that comes so soon after the last ones were written is one of many.
-const BUSY: Duration = Duration::from_millis(1);
-/// Of many, those of this time are written together: to wake the writer and to write for each costs a fifth of the
-/// processor time of small calls (measured). At 100,000 calls a second an eighth of the queue is used.
-const GATHER: Duration = Duration::from_millis(5);
-/// Some hundred lines, written with one call.
-const BUFFER: usize = 32 * 1024;
 /// The writer needs no stack to speak of.
 const STACK: usize = 64 * 1024;
 
 /// What happened, once it is over.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Record {
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Record<'a> {
     /// `audit`, so that the line is found among logs.
     pub kind: &'static str,
     /// Rises by one; a gap is a lost line.
     pub seq: u64,
     /// New at each start of the process.
-    #[serde(serialize_with = "text")]
-    pub boot: Arc<str>,
+    pub boot: &'a str,
     /// When the call ended.
-    pub time: String,
+    #[serde(serialize_with = "rfc3339")]
+    pub time: Option<Timestamp>,
     /// The caller's id of the call.
-    pub request_id: String,
+    pub request_id: &'a str,
     /// W3C trace id, if the caller sent one.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub trace_id: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub trace_id: &'a str,
     /// The door it came through.
-    #[serde(serialize_with = "text")]
-    pub door: Arc<str>,
+    pub door: &'a str,
     /// Identity of the door.
-    pub caller: String,
+    pub caller: &'a str,
     /// The person it spoke for, else the caller.
-    pub user: String,
+    pub user: &'a str,
     /// Kubernetes verb.
     pub verb: &'static str,
     /// `pods/log`, or the path for what is no resource.
-    pub resource: String,
+    pub resource: &'a str,
     /// API group.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub group: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub group: &'a str,
     /// Namespace.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub namespace: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub namespace: &'a str,
     /// Object name.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub name: String,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub name: &'a str,
     /// `allow` or `deny`.
     pub decision: &'static str,
     /// The rule that decided.
-    #[serde(serialize_with = "text")]
-    pub rule: Arc<str>,
+    pub rule: &'a str,
     /// HTTP status of the answer, 0 when there was none.
     pub status: u16,
     /// Bytes of the answer.
@@ -81,17 +70,20 @@ pub struct Record {
     /// From the first byte to the end of the answer.
     pub duration_ms: u64,
     /// How it ended: `complete`, `cancelled`, `upstream_lost` …
-    pub end: String,
+    pub end: &'a str,
 }
 
-fn text<S: serde::Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(text)
+fn rfc3339<S: serde::Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => serializer.collect_str(time),
+        None => serializer.serialize_none(),
+    }
 }
 
 #[derive(Clone, Debug)]
 enum Sink {
     Off,
-    Thread(SyncSender<String>),
+    Thread(Queue),
     Memory(Arc<Mutex<Vec<String>>>),
 }
 
@@ -102,8 +94,6 @@ pub struct Audit {
     boot: Arc<str>,
     next: Arc<AtomicU64>,
     lost: Arc<AtomicU64>,
-    /// Each line is written at once: the process is about to end.
-    hurry: Arc<AtomicBool>,
 }
 
 impl Audit {
@@ -113,7 +103,6 @@ impl Audit {
             boot: boot.into(),
             next: Arc::default(),
             lost: Arc::default(),
-            hurry: Arc::default(),
         }
     }
 
@@ -122,19 +111,20 @@ impl Audit {
     /// # Errors
     /// When the writing thread cannot be started.
     pub fn stdout(boot: &str) -> io::Result<Self> {
-        let (sender, receiver) = sync_channel(QUEUE);
-        let audit = Self::with(Sink::Thread(sender), boot);
-        let hurry = Arc::clone(&audit.hurry);
+        let queue = Queue::default();
+        let audit = Self::with(Sink::Thread(queue.clone()), boot);
         thread::Builder::new()
             .name("audit".to_owned())
             .stack_size(STACK)
-            .spawn(move || write(&receiver, &hurry))?;
+            .spawn(move || queue.write_to(io::stdout()))?;
         Ok(audit)
     }
 
     /// From here on no line waits for others: what happens while a process drains is told before it ends.
     pub fn hurry(&self) {
-        self.hurry.store(true, Relaxed);
+        if let Sink::Thread(queue) = &self.sink {
+            queue.hurry();
+        }
     }
 
     /// Nowhere.
@@ -159,48 +149,27 @@ impl Audit {
     }
 
     /// Writes a record; its sequence number, boot id and time are filled in here.
-    pub fn write(&self, mut record: Record) {
+    pub fn write(&self, record: &Record<'_>) {
         if !self.is_on() {
             return;
         }
-        record.kind = "audit";
-        record.seq = self.next.fetch_add(1, Relaxed) + 1;
-        record.boot = Arc::clone(&self.boot);
-        record.time = Timestamp::now().to_string();
-        // serde_json escapes control characters, so a name cannot forge a line of its own.
-        let Ok(line) = serde_json::to_string(&record) else {
-            return;
+        let record = Record {
+            kind: "audit",
+            seq: self.next.fetch_add(1, Relaxed) + 1,
+            boot: &self.boot,
+            time: Some(Timestamp::now()),
+            ..*record
         };
-        match &self.sink {
-            Sink::Off => {}
-            Sink::Memory(lines) => lock(lines).push(line),
-            Sink::Thread(sender) => {
-                if sender.try_send(line).is_err() {
-                    self.lost.fetch_add(1, Relaxed);
-                }
-            }
+        let written = match &self.sink {
+            Sink::Off => true,
+            Sink::Thread(queue) => queue.push(&record),
+            Sink::Memory(lines) => serde_json::to_string(&record)
+                .map(|line| lock(lines).push(line))
+                .is_ok(),
+        };
+        if !written {
+            self.lost.fetch_add(1, Relaxed);
         }
-    }
-}
-
-/// Writes what is there in one go, and flushes before it waits. While it gathers, no sender has to wake it.
-fn write(lines: &Receiver<String>, hurry: &AtomicBool) {
-    let mut out = io::BufWriter::with_capacity(BUFFER, io::stdout());
-    let mut written = Instant::now();
-    while let Ok(line) = lines.recv() {
-        if written.elapsed() < BUSY && !hurry.load(Relaxed) {
-            thread::sleep(GATHER);
-        }
-        let mut next = Ok(line);
-        while let Ok(line) = next {
-            writeln!(out, "{line}").ok();
-            next = lines.try_recv();
-            if next == Err(TryRecvError::Disconnected) {
-                break;
-            }
-        }
-        out.flush().ok();
-        written = Instant::now();
     }
 }
 
@@ -212,8 +181,8 @@ mod tests {
     fn lines_are_numbered_and_cannot_be_forged() {
         let (audit, lines) = Audit::memory();
         for name in ["a", "x\n{\"kind\":\"audit\"}"] {
-            audit.write(Record {
-                name: name.to_owned(),
+            audit.write(&Record {
+                name,
                 verb: "get",
                 ..Record::default()
             });

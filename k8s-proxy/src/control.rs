@@ -142,7 +142,7 @@ impl Proxy for ProxyService {
         Ok(Response::new(ExplainAccessResponse {
             allowed: decision.allowed,
             rule: decision.rule.to_string(),
-            reason: decision.reason,
+            reason: decision.reason.into_owned(),
             verb: target.verb.to_owned(),
             resource: target.resource_path().into_owned(),
             namespace: target.namespace,

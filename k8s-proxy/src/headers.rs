@@ -3,6 +3,8 @@
 //! Cleaning comes first and builds a new map; ours are added to the result afterwards. So nothing a caller names
 //! in `Connection` can take away a header of ours, and nothing a caller spells oddly can pass for one.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -47,18 +49,25 @@ pub fn clean_request(headers: &HeaderMap) -> HeaderMap {
     let named = named_in_connection(headers);
     let mut out = HeaderMap::with_capacity(headers.len() + 3);
     for (name, value) in headers {
-        let spelling = name.as_str().replace('_', "-");
-        let drop = HOP_BY_HOP.contains(&spelling.as_str())
-            || OURS.contains(&spelling.as_str())
-            || IDENTITY_PREFIXES
-                .iter()
-                .any(|prefix| spelling.starts_with(prefix))
-            || named.contains(name);
-        if !drop {
+        if !(is_ours(name.as_str()) || named.contains(name)) {
             out.append(name.clone(), value.clone());
         }
     }
     out
+}
+
+/// Whether a header of this name stays here, however its words are joined.
+fn is_ours(name: &str) -> bool {
+    let spelling = if name.contains('_') {
+        Cow::Owned(name.replace('_', "-"))
+    } else {
+        Cow::Borrowed(name)
+    };
+    HOP_BY_HOP.contains(&&*spelling)
+        || OURS.contains(&&*spelling)
+        || IDENTITY_PREFIXES
+            .iter()
+            .any(|prefix| spelling.starts_with(prefix))
 }
 
 /// The apiserver's headers as far as they may go back.

@@ -51,18 +51,31 @@ pub struct Caller {
     pub agent_core: bool,
     /// Digest of the credential it came with, so that a withdrawn one ends its connections.
     pub digest: Option<[u8; 32]>,
+    who: Arc<Who>,
 }
 
 impl Caller {
     /// An identity under the owner's rules.
     pub fn new(name: impl Into<String>, groups: Vec<String>, mode: Mode) -> Self {
+        let name = name.into();
+        let who = Who {
+            user: name.clone(),
+            groups: groups.clone(),
+            impersonated: false,
+        };
         Self {
-            name: name.into(),
+            name,
             groups,
             mode,
             agent_core: false,
             digest: None,
+            who: Arc::new(who),
         }
+    }
+
+    /// Whom its calls are for while it speaks for nobody else.
+    pub fn who(&self) -> Arc<Who> {
+        Arc::clone(&self.who)
     }
 
     /// Our sibling agent-core.

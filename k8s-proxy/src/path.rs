@@ -3,7 +3,7 @@
 //! The policy decides on the path it reads; the apiserver acts on the path *it* reads. Whatever two parsers could
 //! read differently (dot segments, double slashes, encoded slashes, a second percent-decoding) is refused.
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _};
 
 use http::uri::PathAndQuery;
 
@@ -108,14 +108,14 @@ pub fn join(path: &str, query: Option<&str>) -> Result<PathAndQuery, PathError> 
 }
 
 /// Percent-decodes one path segment that was checked before.
-pub fn segment_text(segment: &str) -> String {
+pub fn segment_text(segment: &str) -> Cow<'_, str> {
     if !segment.contains('%') {
-        return segment.to_owned();
+        return Cow::Borrowed(segment);
     }
     decode(segment)
         .ok()
         .and_then(|bytes| String::from_utf8(bytes).ok())
-        .unwrap_or_else(|| segment.to_owned())
+        .map_or(Cow::Borrowed(segment), Cow::Owned)
 }
 
 /// Writes pairs as a query in the form that Go and we read alike.

@@ -43,7 +43,7 @@ pub struct Stream {
     /// Identity of the door.
     pub caller: Arc<Caller>,
     /// That identity or the person it speaks for.
-    pub who: Who,
+    pub who: Arc<Who>,
     /// HTTP method.
     pub method: http::Method,
     /// What is asked for.
@@ -136,7 +136,7 @@ pub struct NewStream {
     /// See [`Stream::caller`].
     pub caller: Arc<Caller>,
     /// See [`Stream::who`].
-    pub who: Who,
+    pub who: Arc<Who>,
     /// See [`Stream::method`].
     pub method: http::Method,
     /// See [`Stream::target`].

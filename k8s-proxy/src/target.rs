@@ -49,13 +49,13 @@ impl Target {
             continues: parameter(query, "continue").is_some_and(|value| !value.is_empty()),
             ..Self::default()
         };
-        let parts: Vec<String> = uri
+        let parts: Vec<Cow<'_, str>> = uri
             .path()
             .split('/')
             .filter(|part| !part.is_empty())
             .map(path::segment_text)
             .collect();
-        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        let parts: Vec<&str> = parts.iter().map(|part| &**part).collect();
         let rest = match parts.as_slice() {
             ["api", version, rest @ ..] if !rest.is_empty() => {
                 target.version = (*version).to_owned();

@@ -34,6 +34,9 @@ pub fn set_parent(span: &Span, headers: &HeaderMap) {
 /// Names `span` in the headers. Without an exporter the span has no name, and what is there stays: the caller's
 /// context then passes through unchanged.
 pub fn inject(span: &Span, headers: &mut HeaderMap) {
+    if span.is_disabled() {
+        return;
+    }
     let context = span.context();
     let span = context.span();
     let named = span.span_context();

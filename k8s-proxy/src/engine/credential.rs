@@ -1,5 +1,7 @@
 //! Whose credential a call carries. The three modes are never mixed, and whatever is unclear is refused.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header::AUTHORIZATION};
 
 use super::Ask;
@@ -21,14 +23,9 @@ const IMPERSONATE_GROUP: HeaderName = HeaderName::from_static("impersonate-group
 ///
 /// # Errors
 /// 401 when a credential is missing, 403 when one is where it must not be.
-pub(super) fn prepare(ask: &Ask) -> Result<(HeaderMap, bool, Who), Failure> {
+pub(super) fn prepare(ask: &Ask) -> Result<(HeaderMap, bool, Arc<Who>), Failure> {
     let caller = &ask.caller;
     let mut headers = headers::clean_request(&ask.headers);
-    let who = Who {
-        user: caller.name.clone(),
-        groups: caller.groups.clone(),
-        impersonated: false,
-    };
     let named = person(&ask.headers)?;
     let forbidden = |sentence: &str| Failure::new(StatusCode::FORBIDDEN, "credential", sentence);
     match caller.mode {
@@ -38,7 +35,7 @@ pub(super) fn prepare(ask: &Ask) -> Result<(HeaderMap, bool, Who), Failure> {
                 "this door is in mode {mode} and speaks for nobody else: drop pipeops-user"
             )))
         }
-        Mode::Agent => Ok((headers, true, who)),
+        Mode::Agent => Ok((headers, true, caller.who())),
         Mode::Caller => {
             let own = ask
                 .authorization
@@ -52,7 +49,7 @@ pub(super) fn prepare(ask: &Ask) -> Result<(HeaderMap, bool, Who), Failure> {
             let mut own = own.clone();
             own.set_sensitive(true);
             headers.insert(AUTHORIZATION, own);
-            Ok((headers, false, who))
+            Ok((headers, false, caller.who()))
         }
         Mode::Impersonate => {
             let Some(named) = named else {
@@ -70,7 +67,7 @@ pub(super) fn prepare(ask: &Ask) -> Result<(HeaderMap, bool, Who), Failure> {
             for group in &named.groups {
                 headers.append(IMPERSONATE_GROUP, value(group)?);
             }
-            Ok((headers, true, named))
+            Ok((headers, true, Arc::new(named)))
         }
     }
 }
@@ -129,7 +126,6 @@ mod tests {
     use bytes::Bytes;
     use http::Method;
     use proptest::prelude::*;
-    use std::sync::Arc;
 
     fn ask(mode: Mode, pairs: &[(&str, &str)], authorization: Option<&str>) -> Ask {
         Ask {

@@ -1,6 +1,7 @@
 //! What is known about a call while it is open, and what is told about it once it is over.
 
 use std::{
+    borrow::Cow,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -217,27 +218,27 @@ impl Drop for Ticket {
             return;
         }
         let resource = if target.is_resource() {
-            target.resource_path().into_owned()
+            target.resource_path()
         } else {
-            target.path.clone()
+            Cow::Borrowed(target.path.as_str())
         };
-        self.engine.audit.write(Record {
-            request_id: std::mem::take(&mut self.request_id),
-            trace_id: std::mem::take(&mut self.trace_id),
-            door: Arc::clone(&self.door),
-            caller: self.caller.name.clone(),
-            user: self.user().to_owned(),
+        self.engine.audit.write(&Record {
+            request_id: &self.request_id,
+            trace_id: &self.trace_id,
+            door: &self.door,
+            caller: &self.caller.name,
+            user: self.user(),
             verb: target.verb,
-            resource,
-            group: target.group.clone(),
-            namespace: target.namespace.clone(),
-            name: target.name.clone(),
+            resource: &resource,
+            group: &target.group,
+            namespace: &target.namespace,
+            name: &target.name,
             decision: if self.allowed { "allow" } else { "deny" },
-            rule: Arc::clone(&self.rule),
+            rule: &self.rule,
             status: self.status.as_u16(),
             bytes: self.bytes,
             duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-            end: self.end.to_owned(),
+            end: self.end,
             ..Record::default()
         });
     }

@@ -21,6 +21,8 @@
 //! (get, list, watch) and `write` (all others). A rule with `paths` matches paths that are no resource, and a rule
 //! without matches resources only.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 
 use super::{Policy, Subject};
@@ -69,6 +71,11 @@ fn yes() -> bool {
     true
 }
 
+/// Each decision of the rule names it.
+fn shared<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::Error> {
+    String::deserialize(deserializer).map(Arc::from)
+}
+
 /// Whom doors in mode `impersonate` may speak for.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -90,7 +97,8 @@ enum Effect {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Rule {
-    pub(super) name: String,
+    #[serde(deserialize_with = "shared")]
+    pub(super) name: Arc<str>,
     effect: Effect,
     #[serde(default)]
     users: Vec<String>,

@@ -11,7 +11,7 @@ mod builtin;
 pub mod file;
 pub mod reload;
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 pub use builtin::Scope;
 use file::{Impersonate, Rule};
@@ -26,11 +26,11 @@ pub struct Decision {
     /// Name of the rule that decided, or `default`.
     pub rule: Arc<str>,
     /// One sentence why.
-    pub reason: String,
+    pub reason: Cow<'static, str>,
 }
 
 impl Decision {
-    fn deny(rule: &str, reason: impl Into<String>) -> Self {
+    fn deny(rule: impl Into<Arc<str>>, reason: impl Into<Cow<'static, str>>) -> Self {
         Self {
             allowed: false,
             rule: rule.into(),
@@ -38,7 +38,7 @@ impl Decision {
         }
     }
 
-    fn allow(rule: &str, reason: impl Into<String>) -> Self {
+    fn allow(rule: impl Into<Arc<str>>, reason: impl Into<Cow<'static, str>>) -> Self {
         Self {
             allowed: true,
             rule: rule.into(),
@@ -103,15 +103,12 @@ impl Policy {
         }
         for rule in &self.rules {
             if rule.matches(subject, target) {
-                let what = what(target);
-                return if rule.allows() {
-                    Decision::allow(&rule.name, format!("rule {:?} allows {what}", rule.name))
-                } else {
-                    Decision::deny(
-                        &rule.name,
-                        format!("rule {:?} of {} denies {what}", rule.name, self.source),
-                    )
-                };
+                let name = Arc::clone(&rule.name);
+                if rule.allows() {
+                    return Decision::allow(name, "the rule allows it");
+                }
+                let reason = format!("rule {name:?} of {} denies {}", self.source, what(target));
+                return Decision::deny(name, reason);
             }
         }
         Decision::deny(
@@ -171,12 +168,17 @@ impl Policy {
     }
 }
 
+/// How names of the cluster's own parts begin.
+const SYSTEM: &str = "system:";
 /// The one group of the system that everybody is in.
 const AUTHENTICATED: &str = "system:authenticated";
 
 /// Names that begin with `system:` belong to the cluster's own parts; nobody outside is one of them.
 pub fn refuse_system(subject: &Subject<'_>) -> Option<Decision> {
-    let system = |name: &str| name.trim_start().to_ascii_lowercase().starts_with("system:");
+    let system = |name: &str| {
+        let start = name.trim_start().as_bytes().get(..SYSTEM.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(SYSTEM.as_bytes()))
+    };
     if system(subject.user) {
         let reason = format!("user {:?} belongs to the cluster's own parts", subject.user);
         return Some(Decision::deny("system", reason));

@@ -10,11 +10,7 @@ fn new(path: &str, watch: bool) -> NewStream {
         door: "http".into(),
         request_id: String::new(),
         caller: Arc::new(Caller::new("u", Vec::new(), Mode::Agent)),
-        who: Who {
-            user: "u".to_owned(),
-            groups: Vec::new(),
-            impersonated: false,
-        },
+        who: Caller::new("u", Vec::new(), Mode::Agent).who(),
         method: http::Method::GET,
         target: Arc::new(Target {
             path: path.to_owned(),

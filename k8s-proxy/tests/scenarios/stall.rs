@@ -55,6 +55,7 @@ impl Bench {
         let (audit, lines) = Audit::memory();
         let limits = EngineSettings {
             head_timeout: Duration::from_secs(30),
+            spans: false,
         };
         let engine = Engine::new(
             StreamTable::new(10, Budget::new(64 * 1024 * 1024, figures.queue_bytes.clone())),
