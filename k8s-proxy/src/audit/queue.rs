@@ -35,9 +35,8 @@ struct Waiting {
 #[derive(Debug, Default)]
 struct Inner {
     waiting: Mutex<Waiting>,
-    filled: Condvar,
-    /// Wakes the writer while it gathers.
-    hurried: Condvar,
+    /// Wakes the writer, the only one that waits: for a first line, or while it gathers for the hurry.
+    wake: Condvar,
 }
 
 /// Lines on their way to the writer; clones share it.
@@ -60,7 +59,7 @@ impl Queue {
         waiting.lines.push(b'\n');
         drop(waiting);
         if before == 0 {
-            self.inner.filled.notify_one();
+            self.inner.wake.notify_one();
         }
         true
     }
@@ -68,7 +67,7 @@ impl Queue {
     /// From here on no line waits for others.
     pub(super) fn hurry(&self) {
         lock(&self.inner.waiting).hurry = true;
-        self.inner.hurried.notify_one();
+        self.inner.wake.notify_one();
     }
 
     /// Swaps all that waits for `empty`, once there is any. `busy` says that some were written a moment ago.
@@ -77,14 +76,14 @@ impl Queue {
         while waiting.lines.is_empty() {
             waiting = self
                 .inner
-                .filled
+                .wake
                 .wait(waiting)
                 .unwrap_or_else(PoisonError::into_inner);
         }
         if busy {
             waiting = self
                 .inner
-                .hurried
+                .wake
                 .wait_timeout_while(waiting, GATHER, |waiting| !waiting.hurry)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;

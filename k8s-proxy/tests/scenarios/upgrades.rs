@@ -13,7 +13,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::support::{Api, Link, Setup, request, soon, text};
+use crate::support::{Api, Link, Setup, Tunnel, request, soon, text};
 
 const EXEC: &str = "/api/v1/namespaces/a/pods/x/exec?command=sh&stdin=true";
 const CANCEL: Duration = Duration::from_secs(10);
@@ -80,6 +80,16 @@ where
     (headers, TokioIo::new(hyper::upgrade::on(response).await.unwrap()))
 }
 
+/// The caller goes: the apiserver's side is closed in time. Returns after how long.
+async fn hangs_up(io: impl Sized, tunnel: &mut Tunnel) -> Duration {
+    let gone = Instant::now();
+    drop(io);
+    tunnel.closed().await;
+    let took = gone.elapsed();
+    assert!(took < CANCEL);
+    took
+}
+
 async fn echoes(io: &mut TokioIo<Upgraded>, size: usize) {
     let sent: Vec<u8> = (0..size).map(|index| (index % 251) as u8).collect();
     let mut got = vec![0; size];
@@ -127,14 +137,8 @@ async fn both_protocols_are_carried_over_http_with_the_pods_credential() {
                 open.iter()
                     .any(|stream| stream.path.ends_with("/exec") && stream.bytes >= 1_000_000)
             );
-            let gone = Instant::now();
-            drop(io);
-            tunnel.closed().await;
-            println!(
-                "{protocol}: caller gone, apiserver's side closed after {:?}",
-                gone.elapsed()
-            );
-            assert!(gone.elapsed() < CANCEL);
+            let took = hangs_up(io, &mut tunnel).await;
+            println!("{protocol}: caller gone, apiserver's side closed after {took:?}");
         }
     }
 }
@@ -161,14 +165,8 @@ async fn exec_and_port_forward_are_carried_through_the_https_door() {
                 format!("/api/v1/namespaces/a/pods/x/{path}")
             );
             echoes(&mut io, 1_000_000).await;
-            let gone = Instant::now();
-            drop(io);
-            tunnel.closed().await;
-            println!(
-                "{path} over {protocol} and TLS: apiserver's side closed after {:?}",
-                gone.elapsed()
-            );
-            assert!(gone.elapsed() < CANCEL);
+            let took = hangs_up(io, &mut tunnel).await;
+            println!("{path} over {protocol} and TLS: apiserver's side closed after {took:?}");
         }
     }
 }
@@ -190,14 +188,8 @@ async fn both_protocols_are_carried_over_http2_as_extended_connect() {
             assert!(!headers.contains_key("sec-websocket-accept"));
         }
         echoes(&mut io, 1_000_000).await;
-        let gone = Instant::now();
-        drop(io);
-        tunnel.closed().await;
-        println!(
-            "{protocol}: caller gone, apiserver's side closed after {:?}",
-            gone.elapsed()
-        );
-        assert!(gone.elapsed() < CANCEL);
+        let took = hangs_up(io, &mut tunnel).await;
+        println!("{protocol}: caller gone, apiserver's side closed after {took:?}");
     }
     assert_eq!(link.get("/api/v1/pods").await.0, 200, "and the link goes on");
 }

@@ -283,6 +283,17 @@ async fn a_withdrawn_credential_ends_its_link() {
     drop(watch);
 }
 
+/// Where the proxy dials from now on.
+async fn dialled_here(setup: &Setup) -> TcpListener {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}/proxy", listener.local_addr().unwrap());
+    setup.core.give(proto::v1::ProxySpec {
+        dial: vec![dialled(&url)],
+        ..spec(2)
+    });
+    listener
+}
+
 /// Takes the offer of HTTP/2, or not.
 async fn accept(listener: &TcpListener, take: bool) -> WebSocketStream<tokio::net::TcpStream> {
     let (tcp, _) = soon("the proxy dials", listener.accept()).await.unwrap();
@@ -301,12 +312,7 @@ async fn accept(listener: &TcpListener, take: bool) -> WebSocketStream<tokio::ne
 #[tokio::test]
 async fn a_dialled_door_offers_it_and_falls_back_to_frames() {
     let setup = Setup::start().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("ws://{}/proxy", listener.local_addr().unwrap());
-    setup.core.give(proto::v1::ProxySpec {
-        dial: vec![dialled(&url)],
-        ..spec(2)
-    });
+    let listener = dialled_here(&setup).await;
     let mut frames = crate::support::Socket::over(accept(&listener, false).await);
     frames.get("a", "/api/v1/pods").await;
     assert_eq!(frames.next().await.status(), 200);
@@ -318,12 +324,7 @@ async fn a_dialled_door_offers_it_and_falls_back_to_frames() {
 #[tokio::test]
 async fn a_link_that_died_in_silence_is_found() {
     let setup = Setup::start().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("ws://{}/proxy", listener.local_addr().unwrap());
-    setup.core.give(proto::v1::ProxySpec {
-        dial: vec![dialled(&url)],
-        ..spec(2)
-    });
+    let listener = dialled_here(&setup).await;
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
     let mut silent = accept(&listener, true).await;
     for (when, before) in [("before a word", Vec::new()), ("after its SETTINGS", preface)] {

@@ -26,7 +26,7 @@ use runtime::{
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-pub(crate) use api::{Api, Stream, event};
+pub(crate) use api::{Api, Stream, Tunnel, event};
 pub(crate) use core::Core;
 pub(crate) use link::Link;
 pub(crate) use socket::Socket;
